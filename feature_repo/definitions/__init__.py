@@ -1,0 +1,1 @@
+"""The Feast entities, sources, views and services."""

@@ -1,0 +1,1 @@
+"""Markets: their schema, sources, validation and costs."""

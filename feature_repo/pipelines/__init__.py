@@ -1,0 +1,1 @@
+"""Feature pipelines, one file each."""

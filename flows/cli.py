@@ -1,0 +1,250 @@
+"""The command line. Nothing that takes seconds to import is imported before the command that needs it."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import errno
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from typer.core import TyperGroup
+
+from flows.console import make_console
+from flows.cycle import CycleConfig, Policy
+
+if TYPE_CHECKING:
+    from flows.services import State
+    from flows.settings import Settings
+    from flows.trading import TradingRow
+
+_OURS = {"flows", "serving", "monitoring", "training", "feature_repo"}
+_PYTHONS = ((3, 11), (3, 12), (3, 13))
+# `mlflow run` tells its child where to log; our runs are logged where our settings say
+_MLFLOW_RUN = ("EXPERIMENT_ID", "EXPERIMENT_NAME", "REGISTRY_URI", "RUN_ID", "TRACKING_URI")
+_DEFAULTS = CycleConfig()
+_COLOURS = {"up": "green", "down": "dim", "Production": "bold green", "Staging": "cyan"}
+
+
+class MachineError(RuntimeError):
+    """This machine lacks something; the message says what and the command that mends it."""
+
+
+class _Shell(TyperGroup):
+    """Turns the errors that we raise ourselves, and Ctrl-C, into one clear line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        console = make_console(stderr=True)
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            console.print(f"\nstopped; type `perennial {ctx.invoked_subcommand}` again to continue", style="yellow")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if ctx.params.get("debug") or not _is_known(error):
+                raise
+            console.print(f"{error}", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+
+
+def _is_known(error: Exception) -> bool:
+    """Whether its message says all: an exception class of our own packages, no right to a file, no space left."""
+    ours = type(error).__module__.partition(".")[0] in _OURS
+    return ours or (isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.ENOSPC))
+
+
+app = typer.Typer(
+    name="perennial",
+    cls=_Shell,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+factory = typer.Typer(no_args_is_help=True, help="The model factory: which variants there are.")
+app.add_typer(factory, name="factory")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Port = Annotated[int | None, typer.Option(help="Take this port.", show_default=False)]
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,  # noqa: FBT002
+) -> None:
+    """Perennial keeps a quant desk's strategies alive: features in two times, a model factory, gated stages, drift.
+
+    Start with [bold]perennial run[/]; then [bold]perennial up[/] shows MLflow, Prefect and Evidently.
+    All data lies in .perennial (PERENNIAL_HOME); Postgres is embedded unless PERENNIAL_DATABASE_URL names yours.
+    """
+
+
+@app.command()
+def run(
+    market: Annotated[str, typer.Option(help="A built-in market, or a folder of your own data.")] = _DEFAULTS.market,
+    interval: Annotated[str, typer.Option(help="The bars to use, such as 1d or 1h.")] = _DEFAULTS.interval,
+    variants: Annotated[int, typer.Option(min=1, help="How many variants to train.")] = _DEFAULTS.variants,
+    folds: Annotated[int, typer.Option(min=1, help="Walk-forward folds.")] = _DEFAULTS.folds,
+    agent_folds: Annotated[int, typer.Option(min=1, help="Folds of the agents.")] = _DEFAULTS.agent_folds,
+    trials: Annotated[int, typer.Option(min=1, help="Optuna trials an architecture.")] = _DEFAULTS.trials,
+    agent_trials: Annotated[int, typer.Option(min=1, help="Optuna trials of the agents.")] = _DEFAULTS.agent_trials,
+    seed: Annotated[int, typer.Option(help="Seed of all that is random.")] = _DEFAULTS.seed,
+    as_of: Annotated[datetime | None, typer.Option(help="Hide what became known later (UTC).")] = None,
+    policy: Annotated[Policy, typer.Option(help="How Production is decided.")] = _DEFAULTS.policy,
+) -> None:
+    """Run the whole loop on a market: features, variants, ratings, stages, drift report, summary."""
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # what fails is raised, and told once
+    make_console(stderr=True).print("Starting; the first bar shows in about 20 seconds ...", style="dim")
+    settings = _prepared()
+    from flows.cycle_flow import run_cycle
+    from flows.summary import render
+
+    config = CycleConfig(
+        market=market,
+        interval=interval,
+        variants=variants,
+        folds=folds,
+        agent_folds=agent_folds,
+        trials=trials,
+        agent_trials=agent_trials,
+        seed=seed,
+        as_of=as_of and as_of.replace(tzinfo=UTC),
+        policy=policy,
+    )
+    render(make_console(), run_cycle(settings, config))
+
+
+@app.command()
+def up(mlflow_port: Port = None, prefect_port: Port = None, evidently_port: Port = None, api_port: Port = None) -> None:
+    """Start Postgres, MLflow, Prefect with the flows, Evidently and the signal API, and return."""
+    from flows import services
+
+    ports = {"mlflow": mlflow_port, "prefect": prefect_port, "evidently": evidently_port, "api": api_port}
+    settings = _prepared(**{f"{name}_port": port for name, port in ports.items() if port})
+    console = make_console()
+    with console.status("Starting, half a minute or so ..."):
+        started = services.up(settings, tell=console.print)
+    console.print("All is up." if started else "All was up already.")
+    console.print(_services_table(services.status(settings)))
+
+
+@app.command()
+def down() -> None:
+    """Stop all that `perennial up` started."""
+    from flows import services
+
+    stopped = services.down(_settings())
+    make_console().print(f"Stopped {', '.join(stopped)}." if stopped else "Nothing was up.")
+
+
+@app.command()
+def status(as_json: Json = False) -> None:  # noqa: FBT002
+    """Show which services are up, and what is trading now."""
+    from flows import services
+
+    settings = _settings()
+    states = services.status(settings)
+    trading = _trading(settings)
+    if as_json:
+        _echo({"services": [dataclasses.asdict(state) for state in states], "trading": _rows(trading)})
+        return
+    console = make_console()
+    console.print(_services_table(states))
+    console.print(_table("What is trading now", _rows(trading)) if trading else "Nothing is trading: `perennial run`.")
+
+
+@factory.command("list")
+def list_variants(as_json: Json = False) -> None:  # noqa: FBT002
+    """List the catalogue of variants."""
+    from feature_repo.pipelines.catalog import CATALOGUE
+    from training.variants import catalogue
+
+    rows = [dataclasses.asdict(variant) for variant in catalogue(list(CATALOGUE))]
+    if as_json:
+        _echo(rows)
+        return
+    for row in rows:
+        row["params"] = ", ".join(f"{name} {value}" for name, value in row["params"])
+    make_console().print(_table(f"{len(rows)} variants", rows))
+
+
+def check_machine() -> None:
+    """Refuse a Python that is not supported, and name a system library that is missing."""
+    if sys.version_info[:2] not in _PYTHONS:
+        raise MachineError(
+            f"Perennial runs on Python 3.11, 3.12 or 3.13, this is {sys.version.split()[0]}: "
+            "install python3.11 and type `make run PYTHON=python3.11`"
+        )
+    try:
+        if sys.platform == "linux":
+            ctypes.CDLL("libgomp.so.1")
+    except OSError:
+        raise MachineError("LightGBM needs libgomp.so.1: type `sudo apt-get install libgomp1`") from None
+
+
+def _settings(**given: Any) -> Settings:
+    """The settings, after putting the environment in order for the libraries that are imported later."""
+    from flows.settings import quiet_environment, read_settings
+
+    settings = read_settings(**given)
+    for name in _MLFLOW_RUN:
+        os.environ.pop(f"MLFLOW_{name}", None)
+    os.environ.update(quiet_environment(settings))
+    return settings
+
+
+def _prepared(**given: Any) -> Settings:
+    """Settings for a command that starts something."""
+    check_machine()
+    from flows import postgres, services
+
+    settings = _settings(**given)
+    settings.prefect_home.mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, but not its parents
+    if note := postgres.first_start_note(settings):
+        make_console().print(note, style="yellow")
+    services.end_orphans(settings)
+    if api := services.prefect_api(settings):
+        os.environ["PREFECT_API_URL"] = api  # runs show in the server that is up; else Prefect starts one for itself
+    return settings
+
+
+def _trading(settings: Settings) -> list[TradingRow]:
+    from flows import postgres
+    from flows.trading import trading_now
+
+    if not postgres.exists(settings):
+        return []
+    with postgres.Hold(settings) as hold:
+        return trading_now(hold.databases)
+
+
+def _services_table(states: list[State]) -> Table:
+    shown = [{"service": state.title, "state": state.state, "address": state.url} for state in states]
+    return _table("Services", shown)
+
+
+def _rows(trading: list[TradingRow]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(row) for row in trading]
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), overflow="fold", no_wrap=name in ("variant", "id"))
+    for row in rows:
+        cells = [f"{value:.1%}" if name == "allocation" else str(value) for name, value in row.items()]
+        table.add_row(*(f"[{_COLOURS[cell]}]{cell}[/]" if cell in _COLOURS else cell for cell in cells))
+    return table
+
+
+def _echo(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=2))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,320 @@
+"""The cycle as a Prefect flow: a market goes in, staged models and a drift report come out.
+
+Prefect coordinates in threads; the fits themselves run in the process pool. What a killed cycle had finished (feature
+rows, panels, fits, runs, versions) is found again by its key, so running it again ends right.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.task_runners import ThreadPoolTaskRunner
+from rich.progress import Progress
+from sqlalchemy.exc import OperationalError
+
+from feature_repo.database import connect, migrate
+from feature_repo.definitions.repo import open_feature_store
+from feature_repo.market.schema import Market
+from feature_repo.pipelines.catalog import CATALOGUE
+from flows.console import make_console, progress
+from flows.cycle import CycleConfig, CycleSummary, Policy
+from flows.postgres import Databases, Hold
+from flows.settings import Settings, read_settings
+from flows.steps import data, describe, fit, judge, record, watch
+from flows.steps.run import Run
+from training.artifacts import code_fingerprint, code_version
+from training.engine import Pool, local_pool
+from training.tracking import Tracker
+from training.tuning import Tuned
+from training.variants import Variant
+
+DECIDING = ("feature_repo", "training")  # the packages whose source decides what a fit gives
+_DEFAULTS = CycleConfig()
+PARALLEL_VARIANTS = 4  # how many variants feed the pool at once; the pool itself has one process a core
+
+
+class CycleError(RuntimeError):
+    """A cycle that can't go on; the message says why and what to do."""
+
+
+def _is_transient(_task: object, _run: object, state: Any) -> bool:
+    """Whether trying again may help: a database or file system that did not answer, never a wrong input."""
+    return isinstance(state.result(raise_on_failure=False), OperationalError | psycopg.OperationalError | OSError)
+
+
+def step(name: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """A Prefect task under a name a person understands, tried again when a server did not answer."""
+    return task(
+        name=name, cache_policy=NO_CACHE, retries=2, retry_delay_seconds=3, retry_condition_fn=_is_transient, **options
+    )
+
+
+load = step("Load and validate the market")(data.load)
+build_tables = step("Build the feature tables")(data.build_tables)
+apply_definitions = step("Apply the Feast definitions")(open_feature_store)
+assemble = step("Assemble point-in-time panels")(data.assemble_panels)
+judge_all = step("Rate and gate all variants")(judge.judge)
+register = step("Log and register the variants")(record.log_and_register_all)
+change_stages = step("Move the stages")(record.change_stages)
+watch_drift = step("Watch for drift")(watch.watch)
+log_summary = step("Log the cycle's summary")(record.log_summary)
+
+
+# ``name`` is what Prefect calls the task's run.
+@step("Tune an architecture", task_run_name="Tune {name}")
+def tune(name: str, **job: Any) -> Tuned:  # noqa: ARG001
+    """Let Optuna pick the parameters of an architecture."""
+    return fit.tune_architecture(**job)
+
+
+@step("Train a variant", task_run_name="Train {name}")
+def train(name: str, **job: Any) -> fit.Trained:  # noqa: ARG001
+    """Train every fold of a variant, and its live model."""
+    return fit.train_variant(**job)
+
+
+_THREADS: Any = ThreadPoolTaskRunner(max_workers=PARALLEL_VARIANTS)
+
+
+@flow(name="cycle", task_runner=_THREADS)
+def cycle(
+    market: str = "us_stocks",
+    interval: str = "1d",
+    horizon: int = 1,
+    as_of: datetime | None = None,
+    variants: int = _DEFAULTS.variants,
+    folds: int = _DEFAULTS.folds,
+    agent_folds: int = _DEFAULTS.agent_folds,
+    trials: int = _DEFAULTS.trials,
+    agent_trials: int = _DEFAULTS.agent_trials,
+    seed: int = _DEFAULTS.seed,
+    policy: Policy = "strict",
+) -> CycleSummary:
+    """Run the whole loop once. See ``CycleConfig`` for the parameters; ``PERENNIAL_...`` says where and on what."""
+    started = time.monotonic()
+    settings = read_settings()
+    config = CycleConfig(
+        market=market,
+        interval=interval,
+        horizon=horizon,
+        as_of=as_of,
+        variants=variants,
+        folds=folds,
+        agent_folds=agent_folds,
+        trials=trials,
+        agent_trials=agent_trials,
+        seed=seed,
+        policy=policy,
+    )
+    with Hold(settings) as hold, _ctrl_c_ends(hold), progress(make_console(stderr=True)) as bars:
+        return _cycle(settings, hold.databases, config, bars, started)
+
+
+def run_cycle(settings: Settings, config: CycleConfig) -> CycleSummary:
+    """Run the flow from the command line; ``settings`` must be those of the environment."""
+    if settings != read_settings():
+        raise CycleError("the flow reads its settings from the environment: export them before running it")
+    return cycle(**asdict(config))
+
+
+def _cycle(
+    settings: Settings, databases: Databases, config: CycleConfig, bars: Progress, started: float
+) -> CycleSummary:
+    now = datetime.now(UTC)
+    with _phase(bars, "Market data"):
+        market: Market = load(config, now)
+    run = _name_run(settings, config, market, now)
+    tracker = Tracker(databases.url("mlflow"), settings.artifacts_url, run.market)
+    with _alone(databases, run.market) as connection:
+        with _phase(bars, "Features, in two times"):
+            not_applicable = build_tables(run, market)
+        with _phase(bars, "Point-in-time panels, by Feast"):
+            panels = _panels(run, market, databases, [name for name in CATALOGUE if name not in not_applicable])
+        chosen = fit.choose_variants(config, list(panels.folders))
+        with local_pool(settings.workers) as pool:
+            tuned = _tune_all(run, market, panels, chosen, databases, pool, bars)
+            trained = _train_all(run, market, panels, chosen, tuned, pool, bars)
+        with _phase(bars, "Ratings and gates"):
+            judgement = judge_all(run, market.info, panels, {name: each.results for name, each in trained.items()})
+        with _phase(bars, "MLflow runs and versions"):
+            registered = register(run, tracker, trained, panels, judgement, market.info.sessions_per_year)
+        with _phase(bars, "Stages"):
+            change_stages(run, tracker, judgement, registered.versions)
+        with _phase(bars, "Drift and reports"):
+            watched = watch_drift(
+                run, market.info, panels, judgement, trained, connection, settings.evidently_workspace
+            )
+            log_summary(
+                run,
+                tracker,
+                trained,
+                panels,
+                judgement,
+                num_trials=sum(each.num_trials for each in tuned.values()),
+                fold_tables=registered.fold_tables,
+                reports=watched.files,
+                ended_at=datetime.now(UTC),
+            )
+    return describe.summarise(
+        run,
+        market,
+        panels,
+        not_applicable=not_applicable,
+        tuned=list(tuned.values()),
+        trained=trained,
+        judgement=judgement,
+        watched=watched,
+        places={
+            "drift reports": ", ".join(str(file) for file in watched.files[:1]) + f" and {len(watched.files) - 1} more",
+            "MLflow": f"http://{settings.host}:{settings.mlflow_port}/#/experiments/{tracker.experiment_id}/runs"
+            " after `perennial up`; the run named summary has the ranking, plots and reports",
+        },
+        seconds=time.monotonic() - started,
+    )
+
+
+def _name_run(settings: Settings, config: CycleConfig, market: Market, now: datetime) -> Run:
+    code = code_fingerprint(DECIDING)
+    name = market.info.name
+    last_bar = f"{market.bars(config.interval)['event_time'].max():%Y%m%d}"
+    cycle_id = config.cycle_id(last_bar=last_bar, market_fingerprint=market.fingerprint, code=code)
+    return Run(
+        config=config,
+        cycle_id=cycle_id,
+        market=name,
+        now=now,
+        code=code,
+        git_sha=code_version(Path(__file__).parent),
+        features=settings.features / name / config.interval,
+        panels=settings.panels,
+        fits=settings.cycles / "fits",
+        signals=settings.signals / name,
+        reports=settings.reports / name / cycle_id,
+    )
+
+
+def _panels(run: Run, market: Market, databases: Databases, applicable: Sequence[str]) -> data.Panels:
+    store = apply_definitions(
+        project=data.feast_project(run.market, run.config.interval),
+        registry=databases.url("feast"),
+        features_root=run.features,
+        interval=run.config.interval,
+    )
+    return assemble(run, market, applicable, store)
+
+
+def _tune_all(
+    run: Run,
+    market: Market,
+    panels: data.Panels,
+    chosen: Sequence[Variant],
+    databases: Databases,
+    pool: Pool,
+    bars: Progress,
+) -> dict[str, Tuned]:
+    """Tune the architectures one after another: each one's batches fill the pool."""
+    ordered = sorted(chosen, key=lambda variant: variant.architecture)
+    by_name = {name: list(group) for name, group in groupby(ordered, key=lambda variant: variant.architecture)}
+    fits = sum(fit.num_trials(run.config, group[0]) * len(panels.tuning) for group in by_name.values())
+    with _phase(bars, "Hyperparameters, by Optuna", total=fits) as advance:
+        return {
+            name: tune(
+                name=name,
+                run=run,
+                panels=panels,
+                variants=group,
+                costs=market.info.costs,
+                storage=databases.url("optuna"),
+                pool=pool,
+                done=advance,
+            )
+            for name, group in by_name.items()
+        }
+
+
+def _train_all(
+    run: Run,
+    market: Market,
+    panels: data.Panels,
+    chosen: Sequence[Variant],
+    tuned: Mapping[str, Tuned],
+    pool: Pool,
+    bars: Progress,
+) -> dict[str, fit.Trained]:
+    jobs = {
+        variant.id: fit.variant_tasks(
+            run, panels, variant, costs=market.info.costs, tuned=tuned[variant.architecture].params
+        )
+        for variant in chosen
+    }
+    with _phase(bars, f"Training {len(jobs)} variants", total=sum(map(len, jobs.values()))) as advance:
+        futures = {
+            variant.id: train.submit(name=variant.id, variant=variant, tasks=jobs[variant.id], pool=pool, done=advance)
+            for variant in chosen
+        }
+        return {name: future.result() for name, future in futures.items()}
+
+
+@contextmanager
+def _phase(bars: Progress, title: str, total: int = 1) -> Iterator[Callable[[object], None]]:
+    """A progress bar over a phase; gives what advances it by one."""
+    bar = bars.add_task(title, total=total)
+    yield lambda _: bars.advance(bar)
+    bars.update(bar, completed=total)
+
+
+@contextmanager
+def _ctrl_c_ends(hold: Hold) -> Iterator[None]:
+    """Ctrl-C ends the workers, lets go of Postgres and exits with 130, at once.
+
+    Nothing is lost (what is finished is published), and unwinding would take minutes: the same Ctrl-C ends the server
+    that Prefect brought along, and Prefect goes on telling it about every task.
+    """
+
+    def end(_signal: int, _frame: object) -> None:
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.terminate()
+        make_console(stderr=True).print("\nstopped; type `perennial run` again to continue", style="yellow")
+        hold.release()
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _alone(databases: Databases, market: str) -> Iterator[psycopg.Connection]:
+    """The platform's tables, brought up to date, and the right to be a market's only cycle.
+
+    The lock ends with the connection, however the process ends.
+    """
+    migrate(databases.dsn("perennial"), "monitoring")
+    with connect(databases.dsn("perennial")) as connection:
+        connection.autocommit = True
+        row = connection.execute("SELECT pg_try_advisory_lock(hashtext(%s))", [f"cycle {market}"]).fetchone()
+        if row is None or not row[0]:
+            raise CycleError(
+                f"another cycle of market {market!r} is running; wait for it, or stop it, then run this one again"
+            )
+        yield connection

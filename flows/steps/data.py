@@ -1,0 +1,180 @@
+"""Market to panels: feature tables, then what Feast says was known at every sample time, labels and folds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from feature_repo.market.assembly import known_at
+from feature_repo.market.calendar import PriceGrid, first_price_after, price_grid
+from feature_repo.market.schema import Market, MarketError, MarketInfo
+from feature_repo.market.sources import load_market
+from feature_repo.pipelines.build import NotApplicableError, build_features
+from feature_repo.pipelines.catalog import CATALOGUE, pipeline
+from feature_repo.store.tables import append_rows
+from flows.cycle import CycleConfig
+from flows.steps.run import Run
+from training.dataset import Labels, Panel
+from training.labels import make_labels
+from training.panels import build_panel, known_features, save_panel
+from training.splits.walk_forward import Fold, final_fold, walk_forward
+
+FloatArray = NDArray[np.float64]
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+TRAIN: Final = 252
+VALIDATE: Final = 63
+TEST: Final = 21
+TUNING_FOLDS: Final = 2
+LONGEST_LOOKBACK: Final = 90
+BAR: Final = "bar"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panels:
+    """The panels of a cycle, all on one grid of sample times.
+
+    ``folders`` and ``fingerprints`` go by pipeline; ``benchmark_T`` is the benchmark's return from each execution to
+    the next. ``folds`` are tested on, ``live`` is the final fit, ``tuning`` lie wholly before the first test window.
+    """
+
+    folders: Mapping[str, Path]
+    fingerprints: Mapping[str, str]
+    benchmark_T: FloatArray
+    folds: Sequence[Fold]
+    live: Fold
+    tuning: Sequence[Fold]
+
+
+def load(config: CycleConfig, now: datetime) -> Market:
+    """The market as known at the cycle's as-of time, its yearly rates brought to bars of the interval."""
+    market = load_market(config.market, now=now)
+    market = known_at(market, config.as_of) if config.as_of else market
+    return replace(market, info=per_bar(market.info, market.traded_bars(config.interval)))
+
+
+def per_bar(info: MarketInfo, bars: pd.DataFrame) -> MarketInfo:
+    """The facts with ``sessions_per_year`` counting bars: its sessions times the bars of a typical session."""
+    ends = bars["event_time"].drop_duplicates()
+    bars_per_session = ends.groupby((ends - pd.Timedelta("1us")).dt.date).size().median()
+    num_bars = round(info.sessions_per_year * bars_per_session)
+    return replace(info, sessions_per_year=num_bars, costs=replace(info.costs, sessions_per_year=num_bars))
+
+
+def feast_project(market: str, interval: str) -> str:
+    """Feast's project of a market and interval: letters, digits and underscores only."""
+    return re.sub(r"\W", "_", f"{market}_{interval}")
+
+
+def build_tables(run: Run, market: Market) -> dict[str, str]:
+    """Bring every pipeline's feature table up to date; returns the pipelines that don't apply, with the reason."""
+    not_applicable = {}
+    for name in (BAR, *CATALOGUE):
+        spec = pipeline(name)
+        try:
+            rows = build_features(
+                spec,
+                market.traded_bars(run.config.interval),
+                producer="perennial",
+                producer_version=run.git_sha,
+                run_id=run.cycle_id,
+                written_at=run.now,
+            )
+        except NotApplicableError as reason:
+            not_applicable[name] = str(reason)
+            continue
+        append_rows(run.features / spec.view_name, rows)
+    return not_applicable
+
+
+def assemble_panels(run: Run, market: Market, pipelines: Iterable[str], store: FeatureStore) -> Panels:
+    """Ask Feast what was known at every sample time, add the labels, cut the folds and save the panels."""
+    config, benchmark = run.config, market.info.benchmark
+    grid = price_grid(market.bars(config.interval), calendar=market.info.calendar, interval=config.interval)
+    grid = grid.tail(sessions_needed(config, len(grid.event_times_T)))
+    traded = grid.only([entity for entity in grid.entities if entity != benchmark])
+    panels = {name: _panel(name, traded, config.horizon, store) for name in pipelines}
+    if not panels:
+        raise MarketError(f"no pipeline applies to market {market.info.name!r}: it needs at least closes; see its bars")
+    first = next(iter(panels.values()))
+    return Panels(
+        folders={name: save_panel(panel, run.panels) for name, panel in panels.items()},
+        fingerprints={name: panel.fingerprint for name, panel in panels.items()},
+        benchmark_T=benchmark_returns(grid, benchmark, first.hold_TN),
+        folds=walk_forward(*_times(first), train=TRAIN, validate=VALIDATE, test=TEST, num_folds=config.folds),
+        live=final_fold(*_times(first), train=TRAIN, validate=VALIDATE),
+        tuning=_tuning_folds(first, config),
+    )
+
+
+def sessions_needed(config: CycleConfig, available: int) -> int:
+    """How many of the newest sessions a cycle looks at: of the others, whole steps are dropped at the start.
+
+    Dropping whole steps keeps the folds' dates the same from one day's cycle to the next.
+    """
+    tuning = TUNING_FOLDS * TEST
+    tail = TEST + config.horizon + 1  # sessions since the newest whole test window, and those not labelled yet
+    needed = LONGEST_LOOKBACK + TRAIN + VALIDATE + config.folds * TEST + tuning + tail
+    return available - max(0, available - needed) // TEST * TEST
+
+
+def benchmark_returns(grid: PriceGrid, benchmark: str | None, hold_TN: FloatArray) -> FloatArray:
+    """The benchmark's return from each execution time to the next; without one, the assets' equal-weighted mean."""
+    if benchmark is None:
+        held = np.isfinite(hold_TN)
+        return np.where(held, hold_TN, 0.0).sum(axis=1) / np.maximum(held.sum(axis=1), 1)
+    own = grid.only([benchmark])
+    if own.open_TN is not None and not np.isfinite(own.open_TN).any():
+        own = replace(own, open_TN=None, open_times_T=None)  # an index of closes beside assets with opens
+    return _hold(*first_price_after(own)).forward_TN[:, 0]
+
+
+def _panel(name: str, grid: PriceGrid, horizon: int, store: FeatureStore) -> Panel:
+    spec, bar = pipeline(name), pipeline(BAR).view_name
+    names, known_TNF = known_features(store, spec.view_name, entities=grid.entities, sample_times_T=grid.sample_times_T)
+    exec_times_T, exec_price_TN = first_price_after(grid)
+    labels = make_labels(
+        exec_times_T=exec_times_T,
+        exec_price_TN=exec_price_TN,
+        vol_TN=known_TNF[..., names.index(f"{bar}__vol_60")],
+        horizon=horizon,
+    )
+    return build_panel(
+        pipeline=name,
+        entities=grid.entities,
+        event_times_T=grid.event_times_T,
+        sample_times_T=grid.sample_times_T,
+        names=names,
+        known_TNF=known_TNF,
+        labels=labels,
+        hold_TN=_hold(exec_times_T, exec_price_TN).forward_TN,
+        bar_view=bar,
+    )
+
+
+def _hold(exec_times_T: np.ndarray, exec_price_TN: FloatArray) -> Labels:
+    """Returns from one execution to the next: labels of horizon 1 whose volatility nobody asks for."""
+    return make_labels(
+        exec_times_T=exec_times_T, exec_price_TN=exec_price_TN, vol_TN=np.ones_like(exec_price_TN), horizon=1
+    )
+
+
+def _times(panel: Panel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return panel.sample_times_T, panel.labels.start_T, panel.labels.end_T
+
+
+def _tuning_folds(panel: Panel, config: CycleConfig) -> list[Fold]:
+    """Folds whose last sample lies before the first test window, so that tuning never sees a test."""
+    first = walk_forward(*_times(panel), train=TRAIN, validate=VALIDATE, test=TEST, num_folds=config.folds)[0]
+    early = [times[: first.test.start] for times in _times(panel)]
+    return walk_forward(*early, train=TRAIN, validate=VALIDATE, test=TEST, num_folds=TUNING_FOLDS)

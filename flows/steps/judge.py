@@ -1,0 +1,81 @@
+"""From trained variants to who deserves a stage: tracks, ratings, gates, selection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from feature_repo.market.schema import MarketInfo
+from flows.cycle import CycleConfig
+from flows.steps.data import Panels
+from flows.steps.run import Run
+from training.metrics.performance import MIN_BETA_BARS
+from training.panels import load_panel
+from training.rating.engine import Ratings, rate
+from training.rating.gates import GateResult, Verdict, deflated_sharpe, skilled, track_record
+from training.rating.selection import Selection, select
+from training.rating.tracks import Tracks, build_tracks
+from training.signals import SignalStore
+from training.trainer import FoldResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """What the cycle thinks of its variants; ``failed`` maps those that could not be judged to the reason."""
+
+    tracks: Tracks
+    ratings: Ratings
+    gate: GateResult
+    verdicts: Mapping[str, Sequence[Verdict]]
+    selection: Selection
+    failed: Mapping[str, str]
+
+
+def judge(run: Run, info: MarketInfo, panels: Panels, results: Mapping[str, Sequence[FoldResult]]) -> Judgement:
+    """Rate every variant that trained, gate all trials together, and choose the stages."""
+    failed = {variant: reason for variant, folds in results.items() if (reason := _failure(folds))}
+    thresholds = {
+        variant: {fold.key: fold.threshold for fold in folds if fold.kind == "oos"}
+        for variant, folds in results.items()
+        if variant not in failed
+    }
+    panel = load_panel(next(iter(panels.folders.values())))
+    tracks = build_tracks(SignalStore(root=run.signals), thresholds, panel, costs=info.costs)
+    at = np.searchsorted(panel.event_times_T, tracks.event_times_T)
+    ratings = rate(tracks, panels.benchmark_T[at], periods_per_year=info.sessions_per_year)
+    # Before there are bars enough for a beta a residual is a raw return, and on those holding the market is "skill".
+    gate = skilled(_every_trial(ratings.residual_VT[:, MIN_BETA_BARS:], len(failed)), seed=run.config.seed)
+    verdicts = _verdicts(ratings, gate, info.sessions_per_year)
+    return Judgement(
+        tracks=tracks,
+        ratings=ratings,
+        gate=gate,
+        verdicts=verdicts,
+        selection=_select(run.config, ratings, verdicts),
+        failed=failed,
+    )
+
+
+def _failure(folds: Sequence[FoldResult]) -> str:
+    reasons = [fold.reason for fold in folds if not fold.ok]
+    return f"{len(reasons)} of {len(folds)} fits failed; the first: {reasons[0]}" if reasons else ""
+
+
+def _every_trial(residual_VT: np.ndarray, num_failed: int) -> np.ndarray:
+    """Failed variants were tried too: rows of NaN."""
+    return np.vstack([residual_VT, np.full((num_failed, residual_VT.shape[1]), np.nan)])
+
+
+def _verdicts(ratings: Ratings, gate: GateResult, periods_per_year: int) -> dict[str, list[Verdict]]:
+    skill = gate.verdicts(periods_per_year=periods_per_year)
+    deflated = deflated_sharpe(ratings.residual_VT)
+    return {
+        variant: [skill[v], track_record(ratings.residual_VT[v]), deflated[v]]
+        for v, variant in enumerate(ratings.variants)
+    }
+
+
+def _select(config: CycleConfig, ratings: Ratings, verdicts: Mapping[str, Sequence[Verdict]]) -> Selection:
+    return select(ratings.table, ratings.correlation, verdicts, policy=config.policy)

@@ -1,0 +1,208 @@
+"""What MLflow is told: a run and a registered version a variant, the stages, and the cycle's summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from flows.steps.data import Panels
+from flows.steps.fit import Trained
+from flows.steps.judge import Judgement
+from flows.steps.run import Run
+from training.artifacts import read_manifest
+from training.metrics.forecast import mean_ic
+from training.metrics.performance import sharpe
+from training.rating.promotion import Stage, StageChange, Target, apply, assignments, plan, reconcile
+from training.tracking import CycleSummary, Tracker, VariantRecord
+from training.trainer import FoldTask, model_folder
+
+SERIES = ("ic", "sharpe_net", "threshold")
+NUM_EQUITY_CURVES = 5
+ACTOR = "perennial"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Registered:
+    """Each judged variant's registered version, and its table of folds."""
+
+    versions: Mapping[str, int]
+    fold_tables: Mapping[str, pd.DataFrame]
+
+
+def log_and_register_all(
+    run: Run,
+    tracker: Tracker,
+    trained: Mapping[str, Trained],
+    panels: Panels,
+    judgement: Judgement,
+    periods_per_year: int,
+) -> Registered:
+    """Log a run for every judged variant of this cycle and register its live model."""
+    judged = [trained[name] for name in judgement.tracks.variants]
+    tables = {each.variant.id: fold_table(each, panels, judgement, periods_per_year) for each in judged}
+    versions = {}
+    for each in judged:
+        record = _variant_record(run, each, judgement, tables[each.variant.id])
+        versions[each.variant.id] = tracker.register(record, run_id=tracker.log_variant(record))
+    return Registered(versions=versions, fold_tables=tables)
+
+
+def _variant_record(run: Run, trained: Trained, judgement: Judgement, table: pd.DataFrame) -> VariantRecord:
+    folder = model_folder(trained.tasks[-1])
+    figures = judgement.ratings.table.loc[trained.variant.id]
+    return VariantRecord(
+        cycle_id=run.cycle_id,
+        architecture=trained.variant.architecture,
+        family=trained.variant.family,
+        pipeline=trained.variant.pipeline,
+        lookback=trained.variant.lookback,
+        training_key=trained.tasks[-1].key,
+        folder=folder,
+        manifest=read_manifest(folder),
+        metrics={str(name): float(value) for name, value in figures.items()},
+        fold_table=table,
+        series=SERIES,
+        started_at=run.now,
+        ended_at=run.now + timedelta(seconds=float(table["fit_s"].sum())),
+    )
+
+
+def fold_table(trained: Trained, panels: Panels, judgement: Judgement, periods_per_year: int) -> pd.DataFrame:
+    """A row a test fold: its IC and net Sharpe ratio (annualised), its threshold, its fit."""
+    tracks = judgement.tracks
+    v = tracks.variants.index(trained.variant.id)
+    rows = []
+    for task, result in zip(trained.tasks, trained.results, strict=True):
+        if task.kind == "live":
+            continue
+        bars = _bars(task, panels, judgement)
+        rows.append(
+            {
+                "fold": result.fold,
+                "ic": float(mean_ic(tracks.ic_VT[v : v + 1, bars])[0]),
+                "sharpe_net": float(sharpe(tracks.net_VT[v, bars], periods_per_year=periods_per_year)),
+                "threshold": result.threshold,
+                "num_signals": result.num_signals,
+                "num_parameters": result.num_parameters,
+                "trained_from": result.trained_from,
+                "trained_to": result.trained_to,
+                "checksum": result.checksum,
+                "fit_s": result.fit_s,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def change_stages(run: Run, tracker: Tracker, judgement: Judgement, versions: Mapping[str, int]) -> list[StageChange]:
+    """Finish what a crash left, follow what people did in the UI, then bring the stages to the cycle's selection."""
+    followed = reconcile(tracker.client, run.market)
+    selection = judgement.selection
+    stages: dict[Stage, Mapping[str, float]] = {"Staging": selection.staging, "Production": selection.production}
+    desired = {
+        variant: Target(
+            version=versions[variant],
+            stage=stage,
+            allocation=allocation,
+            reason=selection.reasons[variant],
+            evidence=_evidence(run, judgement, variant),
+        )
+        for stage, allocations in stages.items()
+        for variant, allocation in allocations.items()
+    }
+    changes = plan(assignments(tracker.client, run.market), desired)
+    for change in changes:
+        apply(change, tracker.client, market=run.market, now=run.now, actor=ACTOR)
+    return [*followed, *changes]
+
+
+def log_summary(
+    run: Run,
+    tracker: Tracker,
+    trained: Mapping[str, Trained],
+    panels: Panels,
+    judgement: Judgement,
+    *,
+    num_trials: int,
+    fold_tables: Mapping[str, pd.DataFrame],
+    reports: Sequence[Path],
+    ended_at: datetime,
+) -> str:
+    """Log the cycle's one summary run; returns its id."""
+    selection = judgement.selection
+    ranking = ranking_table(trained, judgement)
+    return tracker.log_cycle_summary(
+        CycleSummary(
+            cycle_id=run.cycle_id,
+            dataset_fingerprint=next(iter(panels.fingerprints.values())),
+            code_version=run.git_sha,
+            seed=run.config.seed,
+            ranking=ranking,
+            fold_ic=_fold_ic(ranking["variant"], fold_tables),
+            equity=_equity(ranking["variant"][:NUM_EQUITY_CURVES], judgement),
+            reports=reports,
+            num_variants=len(trained),
+            num_trials=num_trials,
+            num_staging=len(selection.staging),
+            num_production=len(selection.production),
+            started_at=run.now,
+            ended_at=ended_at,
+        )
+    )
+
+
+def ranking_table(trained: Mapping[str, Trained], judgement: Judgement) -> pd.DataFrame:
+    """The ratings, best first, with what each variant is and its stage."""
+    selection = judgement.selection
+    table = judgement.ratings.table.reset_index()
+    variants = [trained[name].variant for name in table["variant"]]
+    facts = {
+        "architecture": [variant.architecture for variant in variants],
+        "family": [variant.family for variant in variants],
+        "pipeline": [variant.pipeline for variant in variants],
+        "lookback": [variant.lookback for variant in variants],
+        "stage": [stage_of(judgement, variant.id) for variant in variants],
+        "allocation": [allocation_of(judgement, variant.id) for variant in variants],
+        "why": [selection.reasons[variant.id] for variant in variants],
+    }
+    return table.assign(**facts)
+
+
+def stage_of(judgement: Judgement, variant: str) -> Stage:
+    """The stage the cycle chose for a variant."""
+    if variant in judgement.selection.production:
+        return "Production"
+    return "Staging" if variant in judgement.selection.staging else "None"
+
+
+def allocation_of(judgement: Judgement, variant: str) -> float:
+    """Its share of that stage's capital."""
+    selection = judgement.selection
+    return {**selection.staging, **selection.production}.get(variant, 0.0)
+
+
+def _evidence(run: Run, judgement: Judgement, variant: str) -> dict[str, str | float]:
+    gates = {f"{verdict.gate}": verdict.why for verdict in judgement.verdicts[variant]}
+    return {"cycle_id": run.cycle_id, "score": float(judgement.ratings.table.loc[variant, "score"]), **gates}
+
+
+def _bars(task: FoldTask, panels: Panels, judgement: Judgement) -> slice:
+    """The bars of a fold's test window on the tracks' grid, whose last bar is the last one tested."""
+    offset = panels.folds[-1].test.stop - len(judgement.tracks.event_times_T)
+    return slice(task.fold.test.start - offset, task.fold.test.stop - offset)
+
+
+def _fold_ic(variants: pd.Series, fold_tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    series = {name: fold_tables[name].set_index("fold")["ic"] for name in variants if name in fold_tables}
+    return pd.DataFrame(series).T
+
+
+def _equity(variants: pd.Series, judgement: Judgement) -> pd.DataFrame:
+    tracks = judgement.tracks
+    rows = [tracks.variants.index(name) for name in variants]
+    grown = np.cumprod(1.0 + np.nan_to_num(tracks.net_VT[rows]), axis=1).T
+    return pd.DataFrame(grown, index=pd.DatetimeIndex(tracks.event_times_T), columns=list(variants))

@@ -1,0 +1,1 @@
+"""Watching the models: drift statistics, Evidently reports and alerts."""

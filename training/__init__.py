@@ -1,0 +1,1 @@
+"""The model factory: datasets, labels, splits, architectures, tracking, rating and stages."""

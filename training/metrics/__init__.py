@@ -1,0 +1,1 @@
+"""Performance, forecast and distribution metrics."""

@@ -1,0 +1,67 @@
+"""Forecast quality: does the score rank what happened next?
+
+Scores and outcomes are (..., T, N), T bars by N entities; NaN on either side leaves the pair out. The outcome of bar t
+is the label's return, known only when the label ends.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+FloatArray: TypeAlias = NDArray[np.float64]
+Floats: TypeAlias = NDArray[np.floating]
+
+MIN_PAIRS: Final = 3
+
+
+def ic_by_time(score_TN: Floats, outcome_TN: Floats) -> FloatArray:
+    """Information coefficient of each bar (T,): the rank correlation of scores and outcomes over the entities.
+
+    Spearman's, ties given their average rank. NaN with fewer than three pairs or where either side is all ties.
+    Source: Grinold & Kahn, Active Portfolio Management (1999), ch. 6; ranks after Spearman (1904).
+    """
+    paired = np.isfinite(score_TN) & np.isfinite(outcome_TN)
+    count = paired.sum(axis=-1)
+    score, outcome = (_centred_ranks(side, paired) for side in (score_TN, outcome_TN))
+    spread = np.sqrt((score**2).sum(axis=-1) * (outcome**2).sum(axis=-1))
+    defined = (count >= MIN_PAIRS) & (spread > 0)
+    return np.where(defined, (score * outcome).sum(axis=-1), np.nan) / np.where(defined, spread, 1.0)
+
+
+def mean_ic(ic_T: Floats) -> FloatArray:
+    """Mean of the bars' ICs over the last axis; NaN where there is none."""
+    finite = np.isfinite(ic_T)
+    count = finite.sum(axis=-1)
+    return np.where(count > 0, np.where(finite, ic_T, 0.0).sum(axis=-1), np.nan) / np.maximum(count, 1)
+
+
+def ic_t_stat(ic_T: Floats) -> FloatArray:
+    """Mean IC over its standard error, std (n - 1) / sqrt(n), over the last axis.
+
+    It takes the bars as independent, which labels longer than one bar are not. NaN below two bars or for constant
+    ICs. Source: Grinold & Kahn (1999), ch. 6.
+    """
+    finite = np.isfinite(ic_T)
+    count, mean = finite.sum(axis=-1), mean_ic(ic_T)
+    square = np.where(finite, ic_T - mean[..., None], 0.0) ** 2
+    error = np.sqrt(square.sum(axis=-1) / np.maximum(count - 1, 1) / np.maximum(count, 1))
+    defined = (count >= 2) & (error > 1e-12 * np.abs(mean))
+    return np.where(defined, mean, np.nan) / np.where(defined, error, 1.0)
+
+
+def hit_rate(score_TN: Floats, outcome_TN: Floats) -> FloatArray:
+    """Share of the pairs, over bars and entities, whose score and outcome have the same sign; zeros are left out."""
+    product = np.sign(score_TN) * np.sign(outcome_TN)
+    hits, misses = ((product == sign).sum(axis=(-2, -1)) for sign in (1.0, -1.0))
+    return np.where(hits + misses > 0, hits, np.nan) / np.maximum(hits + misses, 1)
+
+
+def _centred_ranks(values: Floats, paired: NDArray[np.bool_]) -> FloatArray:
+    """Average ranks among the paired entities less their mean, 0 for the others."""
+    ranks = rankdata(np.where(paired, values, np.inf), axis=-1)  # the unpaired rank last, out of the others' way
+    mean = np.where(paired, ranks, 0.0).sum(axis=-1, keepdims=True) / np.maximum(paired.sum(axis=-1, keepdims=True), 1)
+    return np.where(paired, ranks - mean, 0.0)

@@ -1,0 +1,88 @@
+"""The one interface of every architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.dataset import Window
+
+Value: TypeAlias = str | int | float | bool
+Params: TypeAlias = Mapping[str, Value]
+Family: TypeAlias = Literal["classical", "deep", "econometric", "agent"]
+State: TypeAlias = dict[str, NDArray[np.generic]]
+
+
+class ModelError(RuntimeError):
+    """A fit or a forecast that failed for a reason of the model's own (divergence, too little data, deadline)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """How much work a fit may do, in steps; the deadline fails a fit, it never truncates one."""
+
+    max_epochs: int = 10
+    max_trees: int = 100
+    max_agent_steps: int = 4000
+    deadline_s: float = 300.0
+
+
+class Model(Protocol):
+    """A model of one variant. T sample times, N entities.
+
+    ``fit`` learns from ``train`` and stops early on ``valid``. ``predict`` gives a raw score (num_targets, N) for
+    the targets of a window: the expected return over the horizon divided by its volatility, NaN where there is no
+    forecast; the score at t uses the last ``lookback`` rows up to t and nothing else. ``state`` is everything fitted,
+    as named arrays (canonical: its checksum repeats on refitting); ``save``/``load`` round-trip without pickle.
+    """
+
+    def fit(self, train: Window, valid: Window, *, seed: int, budget: Budget) -> None: ...
+
+    def predict(self, window: Window) -> NDArray[np.float64]: ...
+
+    def state(self) -> State: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    @classmethod
+    def load(cls, folder: Path) -> Self: ...
+
+
+class ModelFactory(Protocol):
+    """Builds an unfitted model; also the home of ``load``."""
+
+    def __call__(self, params: Params, *, lookback: int) -> Model: ...
+
+    def load(self, folder: Path) -> Model: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """A registered architecture.
+
+    Parameters
+    ----------
+    grid
+        Hyperparameters that are part of a variant's id, with a letter each: ``{"hidden_size": ("h", (64, 128))}``
+        gives ids ending in ``-h64`` and ``-h128``.
+    space
+        Hyperparameters Optuna picks, each a tuple of choices whose first is the default.
+    source
+        The paper or book the architecture comes from.
+    """
+
+    name: str
+    family: Family
+    source: str
+    model: ModelFactory
+    grid: Mapping[str, tuple[str, tuple[Value, ...]]] = field(default_factory=dict)
+    space: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+
+    def defaults(self) -> dict[str, Value]:
+        """The tuned parameters' defaults."""
+        return {name: choices[0] for name, choices in self.space.items()}

@@ -1,0 +1,1 @@
+"""Rating, gates, selection and stages."""

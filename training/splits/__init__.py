@@ -1,0 +1,1 @@
+"""Splitters by dates, purged and embargoed."""
