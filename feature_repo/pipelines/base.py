@@ -21,11 +21,16 @@ class PipelineError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Feature:
-    """One feature: its name, the bar columns it needs, and what it is in a line (unit, source)."""
+    """One feature: its name, the bar columns it needs, and what it is in a line (unit, source).
+
+    ``optional`` names columns that make it better where the market has them (trades beside bars); a formula looks
+    whether they are there.
+    """
 
     name: str
     inputs: tuple[str, ...]
     description: str
+    optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

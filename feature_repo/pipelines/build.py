@@ -130,7 +130,7 @@ def build_features(
     applicable = pipeline.applicable(frozenset(bars.columns))
     if not applicable:
         raise NotApplicableError(_reason(pipeline, bars))
-    needed = {name for feature in applicable for name in feature.inputs}
+    needed = {name for feature in applicable for name in (*feature.inputs, *feature.optional)}
     columns = tuple(name for name in bars.columns if name in needed)
     parts = [
         _frame(entity, pipeline, rows)
@@ -161,10 +161,24 @@ def _by_entity(bars: pd.DataFrame, columns: tuple[str, ...]) -> Iterator[tuple[s
     followed = (codes[1:] == codes[:-1]) & (event[1:] == event[:-1]) & (known[1:] == known[:-1])
     last = np.append(~followed, True)[: len(order)]
     codes, event, known, values_CB = codes[last], event[last], known[last], values_CB[:, order[last]]
+    told = _says_something_new(codes, event, values_CB)
+    codes, event, known, values_CB = codes[told], event[told], known[told], values_CB[:, told]
     starts = np.searchsorted(codes, np.arange(len(entities) + 1))
     for entity, start, stop in zip(entities, starts, starts[1:], strict=False):
         rows = slice(start, stop)
         yield str(entity), _Bars(event_B=event[rows], known_B=known[rows], values_CB=values_CB[:, rows])
+
+
+def _says_something_new(codes: NDArray[np.intp], event_B: TimeArray, values_CB: FloatArray) -> NDArray[np.bool_]:
+    """False where a version repeats what the one before it said of the same bar; (B,), B in order of knowledge."""
+    by_bar = np.lexsort((event_B, codes))  # stable: a bar's versions stay in order of knowledge
+    before, after = by_bar[:-1], by_bar[1:]
+    same_bar = (codes[after] == codes[before]) & (event_B[after] == event_B[before])
+    one, other = values_CB[:, after], values_CB[:, before]
+    same = ((one == other) | (np.isnan(one) & np.isnan(other))).all(axis=0)
+    told = np.ones(len(codes), dtype=bool)
+    told[after] = ~(same_bar & same)
+    return told
 
 
 def _entity_rows(pipeline: Pipeline, columns: tuple[str, ...], versions: _Bars) -> _Rows:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from feature_repo.aggregates.attach import pipeline_bars
 from feature_repo.market.assembly import known_at
 from feature_repo.market.calendar import PriceGrid, first_price_after, price_grid
 from feature_repo.market.schema import Market, MarketError, MarketInfo
@@ -79,12 +80,13 @@ def feast_project(market: str, interval: str) -> str:
 def build_tables(run: Run, market: Market) -> dict[str, str]:
     """Bring every pipeline's feature table up to date; returns the pipelines that don't apply, with the reason."""
     not_applicable = {}
+    bars = pipeline_bars(market, run.config.interval)
     for name in (BAR, *CATALOGUE):
         spec = pipeline(name)
         try:
             rows = build_features(
                 spec,
-                market.traded_bars(run.config.interval),
+                bars,
                 producer="perennial",
                 producer_version=run.git_sha,
                 run_id=run.cycle_id,

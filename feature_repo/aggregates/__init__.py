@@ -1,0 +1,1 @@
+"""Bar columns made of a market's other tables, in two times."""
