@@ -20,7 +20,7 @@ from feature_repo.aggregates.base import EVERYONE, Aggregate
 from feature_repo.market.schema import Market
 from feature_repo.store.join import NEVER, NO_ROW, IntArray, find_answers
 
-# Array suffixes: R rows of a table, K bars (an entity and an event time), P (bar, moment) pairs: the rows of the result.
+# Array suffixes: R rows of a table, K bars (an entity and an event time), P rows of the result: (bar, moment) pairs.
 
 _KEYS = ("entity_key", "event_time", "ingest_time")
 

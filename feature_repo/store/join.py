@@ -58,10 +58,10 @@ def _sort_block(known: IntArray, row: IntArray) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _order_by_knowledge(
+def _by_entity(
     entity_N: IntArray, event_N: IntArray, ingest_N: IntArray, num_entities: int
-) -> tuple[IntArray, IntArray, IntArray]:
-    """Rows that can ever be known, by entity and then by knowledge; ties stay in written order."""
+) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """Rows that can ever be known and their times, each entity's in a block of its own, in written order."""
     start_E = np.zeros(num_entities + 1, np.int64)
     for n in range(entity_N.size):
         if entity_N[n] >= 0 and event_N[n] != NEVER and ingest_N[n] != NEVER:
@@ -69,42 +69,73 @@ def _order_by_knowledge(
     for e in range(num_entities):
         start_E[e + 1] += start_E[e]
     fill_E = start_E.copy()
-    row = np.empty(start_E[-1], np.int64)
-    known = np.empty(start_E[-1], np.int64)
+    row, event, ingest = (
+        np.empty(start_E[-1], np.int64),
+        np.empty(start_E[-1], np.int64),
+        np.empty(start_E[-1], np.int64),
+    )
     for n in range(entity_N.size):
         if entity_N[n] >= 0 and event_N[n] != NEVER and ingest_N[n] != NEVER:
             at = fill_E[entity_N[n]]
-            row[at] = n
-            known[at] = max(event_N[n], ingest_N[n])
+            row[at], event[at], ingest[at] = n, event_N[n], ingest_N[n]
             fill_E[entity_N[n]] = at + 1
-    for e in range(num_entities):
-        _sort_block(known[start_E[e] : start_E[e + 1]], row[start_E[e] : start_E[e + 1]])
-    return start_E, row, known
+    return start_E, row, event, ingest
 
 
 @njit(cache=True, nogil=True)
-def _keep_answers(
-    start_E: IntArray, row: IntArray, known: IntArray, event_N: IntArray, ingest_N: IntArray
-) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-    """Drop, in place, the rows that never answer: below the running maximum, or replaced at the same moment."""
+def _keep_answers(start_E: IntArray, row: IntArray, event: IntArray, ingest: IntArray) -> tuple[IntArray, IntArray]:
+    """Order each block by knowledge and drop the rows that never answer; ties stay in written order.
+
+    Such a row is below the running maximum of (event, ingest), or replaced at the same moment. The answers are left,
+    one block after the other, in the front of ``row`` and ``event``; the moments replace the front of ``ingest``.
+    Everything goes on within one entity's block, which fits into the processor's cache where the table does not.
+    """
+    longest = 0
+    for e in range(start_E.size - 1):
+        longest = max(longest, start_E[e + 1] - start_E[e])
+    known_B, at_B = np.empty(longest, np.int64), np.empty(longest, np.int64)
+    row_B, event_B, ingest_B = np.empty(longest, np.int64), np.empty(longest, np.int64), np.empty(longest, np.int64)
     kept_E = np.zeros_like(start_E)
-    event = np.empty_like(known)
     kept = 0
     for e in range(start_E.size - 1):
+        size = start_E[e + 1] - start_E[e]
+        for b in range(size):
+            n = start_E[e] + b
+            row_B[b], event_B[b], ingest_B[b] = row[n], event[n], ingest[n]
+            known_B[b], at_B[b] = max(event[n], ingest[n]), b
+        _sort_block(known_B[:size], at_B[:size])
         first, top = kept, NO_ROW
-        for k in range(start_E[e], start_E[e + 1]):
-            n = row[k]
+        for k in range(size):
+            b = at_B[k]
             if top != NO_ROW and (
-                event_N[n] < event_N[top] or (event_N[n] == event_N[top] and ingest_N[n] < ingest_N[top])
+                event_B[b] < event_B[top] or (event_B[b] == event_B[top] and ingest_B[b] < ingest_B[top])
             ):
                 continue
-            if kept > first and known[kept - 1] == known[k]:
+            if kept > first and ingest[kept - 1] == known_B[k]:
                 kept -= 1
-            row[kept], known[kept], event[kept] = n, known[k], event_N[n]
-            top = n
+            row[kept], event[kept], ingest[kept] = row_B[b], event_B[b], known_B[k]
+            top = b
             kept += 1
         kept_E[e + 1] = kept
-    return kept_E, row[:kept].copy(), known[:kept].copy(), event[:kept].copy()
+    return kept_E, ingest[:kept]
+
+
+@njit(cache=True, nogil=True)
+def _queries_by_entity(entity_Q: IntArray, time_Q: IntArray, num_entities: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Where each entity's queries stop, and positions and times of those that can have an answer."""
+    stop_E = np.zeros(num_entities + 1, np.int64)
+    for q in range(entity_Q.size):
+        if 0 <= entity_Q[q] < num_entities and time_Q[q] != NEVER:
+            stop_E[entity_Q[q] + 1] += 1
+    for e in range(num_entities):
+        stop_E[e + 1] += stop_E[e]
+    query, time = np.empty(stop_E[-1], np.int64), np.empty(stop_E[-1], np.int64)
+    for q in range(entity_Q.size):
+        if 0 <= entity_Q[q] < num_entities and time_Q[q] != NEVER:
+            at = stop_E[entity_Q[q]]  # where the entity's block starts, until it is filled
+            query[at], time[at] = q, time_Q[q]
+            stop_E[entity_Q[q]] = at + 1
+    return stop_E, query, time
 
 
 @njit(cache=True, nogil=True)
@@ -117,22 +148,24 @@ def _look_up(
     time_Q: IntArray,
     ttl: int,
 ) -> IntArray:
-    """The answer's row of each query, by binary search in its entity's block."""
+    """The answer's row of each query, by binary search in its entity's block, entity by entity."""
+    num_entities = start_E.size - 1
+    stop_E, query, time = _queries_by_entity(entity_Q, time_Q, num_entities)
     found_Q = np.full(entity_Q.size, NO_ROW, np.int64)
-    for q in range(entity_Q.size):
-        e, time = entity_Q[q], time_Q[q]
-        if e < 0 or e >= start_E.size - 1 or time == NEVER:
-            continue
+    at = 0
+    for e in range(num_entities):
         first, last = start_E[e], start_E[e + 1]
-        low, high = first, last
-        while low < high:
-            middle = (low + high) >> 1
-            if known_K[middle] <= time:
-                low = middle + 1
-            else:
-                high = middle
-        if low > first and (ttl < 0 or time - event_K[low - 1] <= ttl):
-            found_Q[q] = row_K[low - 1]
+        while at < stop_E[e]:
+            low, high = first, last
+            while low < high:
+                middle = (low + high) >> 1
+                if known_K[middle] <= time[at]:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low > first and (ttl < 0 or time[at] - event_K[low - 1] <= ttl):
+                found_Q[query[at]] = row_K[low - 1]
+            at += 1
     return found_Q
 
 
@@ -174,10 +207,9 @@ def find_answers(entity_N: IntArray, event_N: IntArray, ingest_N: IntArray, num_
 
     Cost is one sort and one pass, whatever the history.
     """
-    event_N, ingest_N = _frozen(event_N), _frozen(ingest_N)
-    start_E, row, known = _order_by_knowledge(_frozen(entity_N), event_N, ingest_N, num_entities)
-    start_E, row_K, known_K, event_K = _keep_answers(start_E, row, known, event_N, ingest_N)
-    return Answers(start_E=start_E, row_K=row_K, known_K=known_K, event_K=event_K)
+    start_E, row, event, ingest = _by_entity(_frozen(entity_N), _frozen(event_N), _frozen(ingest_N), num_entities)
+    start_E, known_K = _keep_answers(start_E, row, event, ingest)
+    return Answers(start_E=start_E, row_K=row[: known_K.size], known_K=known_K, event_K=event[: known_K.size])
 
 
 def _frozen(array: IntArray) -> IntArray:

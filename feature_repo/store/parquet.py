@@ -20,8 +20,8 @@ from feature_repo.store.join import NEVER, NO_ROW, Answers, IntArray, find_answe
 
 _STREAMED = ds.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)  # a column is read just once
 _WHOLE = 1 << 30  # rows in a batch: as many as a row group has
-_COLUMNS_AT_ONCE = 2
-_THREADS = min(4, pa.cpu_count()) + 2  # some read ahead while one looks for the rows
+_COLUMNS_AT_ONCE = 3
+_THREADS = min(4, pa.cpu_count()) + 1  # the others read ahead while one looks for the rows
 
 
 class OfflineStoreError(ValueError):
@@ -215,12 +215,17 @@ class _Taker:
         there = rows != NO_ROW
         self._size, self._any, self._all = len(rows), there.any(), there.all()
         self._rows, self._there = pa.array(np.maximum(rows, 0)), pa.array(there)
+        self._validity = pa.py_buffer(np.packbits(there, bitorder="little"))
 
     def __call__(self, values: pa.Array) -> pa.Array:
         if not self._any:
             return pa.nulls(self._size, values.type)
         taken = pc.take(values, self._rows, boundscheck=False)
-        return taken if self._all else pc.if_else(self._there, taken, pa.scalar(None, values.type))
+        if self._all:
+            return taken
+        if values.type.num_fields == 0 and not taken.null_count:  # no pass over the values: all share one bitmap
+            return pa.Array.from_buffers(taken.type, self._size, [self._validity, *taken.buffers()[1:]])
+        return pc.if_else(self._there, taken, pa.scalar(None, values.type))
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:

@@ -167,12 +167,14 @@ def test_kernels_equal_their_python(seed: int) -> None:
     entity, event, ingest = rng.integers(-1, 4, 60), rng.integers(0, 20, 60), rng.integers(0, 25, 60)
     ingest[::9] = NEVER
     frozen = [join._frozen(column) for column in (entity, event, ingest)]
-    ordered = join._order_by_knowledge(*frozen, 4)
-    for jitted, plain in zip(ordered, join._order_by_knowledge.py_func(*frozen, 4), strict=True):
+    blocks = join._by_entity(*frozen, 4)
+    for jitted, plain in zip(blocks, join._by_entity.py_func(*frozen, 4), strict=True):
         np.testing.assert_array_equal(jitted, plain)
-    kept = join._keep_answers(*(part.copy() for part in ordered), *frozen[1:])
-    by_python = join._keep_answers.py_func(*(part.copy() for part in ordered), *frozen[1:])
-    for jitted, plain in zip(kept, by_python, strict=True):
+    kept, by_python = ([part.copy() for part in blocks] for _ in range(2))
+    start_E, known = join._keep_answers(*kept)
+    np.testing.assert_array_equal(start_E, join._keep_answers.py_func(*by_python)[0])
+    for jitted, plain in zip(kept[1:], by_python[1:], strict=True):
         np.testing.assert_array_equal(jitted, plain)
     asked = join._frozen(rng.integers(-1, 5, 40)), join._frozen(rng.integers(0, 30, 40))
-    np.testing.assert_array_equal(join._look_up(*kept, *asked, 6), join._look_up.py_func(*kept, *asked, 6))
+    index = start_E, kept[1], known, kept[2]
+    np.testing.assert_array_equal(join._look_up(*index, *asked, 6), join._look_up.py_func(*index, *asked, 6))
