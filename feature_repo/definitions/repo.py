@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from string import Template
 from typing import Final
@@ -16,7 +17,9 @@ from feature_repo.definitions.objects import build_repo_objects
 REPO: Final = Path(__file__).resolve().parents[1]
 
 
-def open_feature_store(*, project: str, registry: str, features_root: Path, interval: str) -> FeatureStore:
+def open_feature_store(
+    *, project: str, registry: str, features_root: Path, interval: str, written_before: datetime | None = None
+) -> FeatureStore:
     """The feature store configured by ``feature_store.yaml``, its objects registered.
 
     Objects that the registry holds already, unchanged, are left alone, so a second call only reads.
@@ -29,10 +32,14 @@ def open_feature_store(*, project: str, registry: str, features_root: Path, inte
         SQLAlchemy URL of the registry, ``postgresql+psycopg://...`` or ``sqlite:///...``.
     features_root
         Folder that holds one folder a feature table.
+    written_before
+        Leave out rows written later (aware), so that what was built then can be built again; ``None`` takes all.
     """
     template = Template((REPO / "feature_store.yaml").read_text())
     settings = template.substitute(PERENNIAL_FEAST_PROJECT=project, PERENNIAL_FEAST_REGISTRY=registry)
-    store = FeatureStore(config=RepoConfig(repo_path=REPO, **yaml.safe_load(settings)))
+    config = yaml.safe_load(settings)
+    config["offline_store"]["written_before"] = written_before
+    store = FeatureStore(config=RepoConfig(repo_path=REPO, **config))
     wanted = build_repo_objects(features_root=features_root, interval=interval)
     if any(_registered(store, wish) != wish for wish in wanted):
         store.apply(wanted)

@@ -50,9 +50,14 @@ _NULLABLE: dict[pa.DataType, Any] = {
 
 
 class BitemporalOfflineStoreConfig(FeastConfigBaseModel):
-    """``offline_store`` in ``feature_store.yaml``; there is nothing to switch."""
+    """``offline_store`` in ``feature_store.yaml``.
+
+    ``written_before`` leaves out rows that were written later, whatever ``ingest_time`` a backfill gave them: what a
+    snapshot or a certificate rebuilds is what the tables held then. Naive is UTC.
+    """
 
     type: StrictStr = "feature_repo.store.offline.BitemporalOfflineStore"
+    written_before: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +98,7 @@ class BitemporalOfflineStore(OfflineStore):
         of it changed. ``entity_df`` may be SQL for DuckDB, whose relative paths start at the repository.
         """
         repo_path = Path(config.repo_path or ".")
-        views = [_plan(view, feature_refs, repo_path, full=full_feature_names) for view in feature_views]
+        views = [_plan(view, feature_refs, config, full=full_feature_names) for view in feature_views]
         if entity_df is None:
             entities = _moments(views, *compute_non_entity_date_range(feature_views, start_date, end_date))
         elif isinstance(entity_df, str):
@@ -231,7 +236,7 @@ class BitemporalRetrievalJob(RetrievalJob):
 # What is asked for.
 
 
-def _plan(view: FeatureView, feature_refs: Sequence[str], repo_path: Path, *, full: bool) -> _View:
+def _plan(view: FeatureView, feature_refs: Sequence[str], config: RepoConfig, *, full: bool) -> _View:
     """Read a view's definition: names in the files are those before its field mapping."""
     source = view.batch_source
     if source is None:
@@ -243,12 +248,13 @@ def _plan(view: FeatureView, feature_refs: Sequence[str], repo_path: Path, *, fu
     return _View(
         history=History(
             name=view.name,
-            path=repo_path / _uri(source),
+            path=_path(source, config),
             keys=tuple(in_files.get(key, key) for key in keys),
             event_time=in_files.get(source.timestamp_field, source.timestamp_field),
             ingest_time=_knowledge_column(
                 view.name, in_files.get(source.created_timestamp_column, source.created_timestamp_column)
             ),
+            written_before=_written_before(config),
         ),
         keys=tuple(view.projection.join_key_map.get(key, key) for key in keys),
         features={f"{prefix}{feature}": in_files.get(feature, feature) for feature in wanted},
@@ -292,8 +298,18 @@ def _history(
     """The history behind a materialisation; Feast has already undone the field mapping."""
     column = _knowledge_column(source.name, ingest_time)
     return History(
-        name=source.name, path=_path(source, config), keys=tuple(keys), event_time=event_time, ingest_time=column
+        name=source.name,
+        path=_path(source, config),
+        keys=tuple(keys),
+        event_time=event_time,
+        ingest_time=column,
+        written_before=_written_before(config),
     )
+
+
+def _written_before(config: RepoConfig) -> int | None:
+    limit: datetime | None = config.offline_store.written_before
+    return None if limit is None else _micro(limit)
 
 
 # The rows that are asked about.

@@ -18,6 +18,9 @@ import pyarrow.dataset as ds
 
 from feature_repo.store.join import NEVER, NO_ROW, Answers, IntArray, find_answers
 
+WRITTEN_AT = "written_at"
+"""When a row was really written, which an ``ingest_time`` dated into the past does not say."""
+
 _STREAMED = ds.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)  # a column is read just once
 _WHOLE = 1 << 30  # rows in a batch: as many as a row group has
 _COLUMNS_AT_ONCE = 3
@@ -33,6 +36,7 @@ class History:
     """The rows of one feature view: where they are, whose they are (``keys``) and their two times.
 
     ``name`` is what messages call it; ``keys``, ``event_time`` and ``ingest_time`` are column names in the files.
+    Rows whose ``WRITTEN_AT`` is after ``written_before`` (microseconds; ``None``: no limit) count as not there.
     """
 
     name: str
@@ -40,6 +44,7 @@ class History:
     keys: tuple[str, ...]
     event_time: str
     ingest_time: str
+    written_before: int | None = None
 
     def open(self) -> ds.Dataset:
         """The files as one dataset with every part's columns, key strings read as dictionaries."""
@@ -62,22 +67,31 @@ class History:
 
     def require(self, dataset: ds.Dataset, columns: Sequence[str]) -> None:
         """Refuse columns that the files don't have."""
-        missing = sorted({self.event_time, self.ingest_time, *self.keys, *columns} - set(dataset.schema.names))
+        missing = sorted({*self._head, *columns} - set(dataset.schema.names))
         if missing:
             raise OfflineStoreError(
                 f"{self.name}: {self.path} has no column {', '.join(missing)}; it has "
                 f"{', '.join(dataset.schema.names) or 'none at all'}: correct the view's schema or its source"
             )
 
+    @property
+    def _head(self) -> list[str]:
+        """The columns that decide which row is the answer."""
+        written = [] if self.written_before is None else [WRITTEN_AT]
+        return [*self.keys, self.event_time, self.ingest_time, *written]
+
     def answers(self, dataset: ds.Dataset, queries: pa.Table) -> tuple[Answers, IntArray]:
         """The rows that were ever the answer, and the code in it of each query's key (negative: not there).
 
         ``queries`` has the key columns in the order of ``keys``, under any names.
         """
-        head = dataset.to_table(columns=[*self.keys, self.event_time, self.ingest_time])
+        head = dataset.to_table(columns=self._head)
         entity_N, entity_Q, num_entities = code_keys(head.select(list(self.keys)), queries)
         event_N = micros(head[self.event_time], name=f"{self.name}.{self.event_time}", up=True)
         ingest_N = micros(head[self.ingest_time], name=f"{self.name}.{self.ingest_time}", up=True)
+        if self.written_before is not None:
+            written_N = micros(head[WRITTEN_AT], name=f"{self.name}.{WRITTEN_AT}", up=True)
+            ingest_N = np.where((written_N != NEVER) & (written_N <= self.written_before), ingest_N, NEVER)
         return find_answers(entity_N, event_N, ingest_N, num_entities), entity_Q
 
 
