@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -68,8 +69,13 @@ app = typer.Typer(
 )
 factory = typer.Typer(no_args_is_help=True, help="The model factory: which variants there are.")
 app.add_typer(factory, name="factory")
+features = typer.Typer(no_args_is_help=True, help="The features: tear sheets before training, health after.")
+app.add_typer(features, name="features")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Market = Annotated[str, typer.Option(help="A built-in market, or a folder of your own data.")]
+Interval = Annotated[str, typer.Option(help="The bars to use, such as 1d or 1h.")]
+Pipelines = Annotated[list[str] | None, typer.Option("--pipeline", help="Only this pipeline; may be repeated.")]
 Port = Annotated[int | None, typer.Option(help="Take this port.", show_default=False)]
 
 
@@ -86,8 +92,8 @@ def main(
 
 @app.command()
 def run(
-    market: Annotated[str, typer.Option(help="A built-in market, or a folder of your own data.")] = _DEFAULTS.market,
-    interval: Annotated[str, typer.Option(help="The bars to use, such as 1d or 1h.")] = _DEFAULTS.interval,
+    market: Market = _DEFAULTS.market,
+    interval: Interval = _DEFAULTS.interval,
     variants: Annotated[int, typer.Option(min=1, help="How many variants to train.")] = _DEFAULTS.variants,
     folds: Annotated[int, typer.Option(min=1, help="Walk-forward folds.")] = _DEFAULTS.folds,
     agent_folds: Annotated[int, typer.Option(min=1, help="Folds of the agents.")] = _DEFAULTS.agent_folds,
@@ -171,6 +177,44 @@ def list_variants(as_json: Json = False) -> None:  # noqa: FBT002
     for row in rows:
         row["params"] = ", ".join(f"{name} {value}" for name, value in row["params"])
     make_console().print(_table(f"{len(rows)} variants", rows))
+
+
+@features.command("report")
+def report_features(
+    market: Market = _DEFAULTS.market,
+    interval: Interval = _DEFAULTS.interval,
+    pipelines: Pipelines = None,
+    folder: Annotated[Path | None, typer.Option("--into", help="Folder for the pages.", show_default=False)] = None,
+) -> None:
+    """Write a tear sheet of every feature: IC and its decay, coverage, autocorrelation, turnover."""
+    settings = _settings()
+    from flows.features import write_tear_sheets
+
+    console = make_console()
+    config = CycleConfig(market=market, interval=interval)
+    with console.status("Building the features and their returns ..."):
+        written = write_tear_sheets(config, pipelines or [], folder or settings.reports / "features")
+    for name, page in written.items():
+        console.print(f"{name}: {page}", soft_wrap=True)
+
+
+@features.command("health")
+def check_features(
+    market: Market = _DEFAULTS.market,
+    interval: Interval = _DEFAULTS.interval,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Check the stored feature tables: freshness, nulls, range, jumps, stuck and repeated values."""
+    from flows.features import health
+
+    findings, num_views = health(_settings(), CycleConfig(market=market, interval=interval), datetime.now(UTC))
+    if as_json:
+        _echo(findings)
+    elif findings:
+        make_console().print(_table(f"{len(findings)} findings in {num_views} feature tables", findings))
+    else:
+        make_console().print(f"All is well in {num_views} feature tables.")
+    raise typer.Exit(1 if findings else 0)
 
 
 def check_machine() -> None:

@@ -104,8 +104,8 @@ def assemble_panels(run: Run, market: Market, pipelines: Iterable[str], store: F
     config, benchmark = run.config, market.info.benchmark
     grid = price_grid(market.bars(config.interval), calendar=market.info.calendar, interval=config.interval)
     grid = grid.tail(sessions_needed(config, len(grid.event_times_T)))
-    traded = grid.only([entity for entity in grid.entities if entity != benchmark])
-    panels = {name: _panel(name, traded, config.horizon, store) for name in pipelines}
+    traded = traded_grid(grid, benchmark)
+    panels = {name: point_in_time_panel(name, traded, config.horizon, store) for name in pipelines}
     if not panels:
         raise MarketError(f"no pipeline applies to market {market.info.name!r}: it needs at least closes; see its bars")
     first = next(iter(panels.values()))
@@ -141,7 +141,13 @@ def benchmark_returns(grid: PriceGrid, benchmark: str | None, hold_TN: FloatArra
     return _hold(*first_price_after(own)).forward_TN[:, 0]
 
 
-def _panel(name: str, grid: PriceGrid, horizon: int, store: FeatureStore) -> Panel:
+def traded_grid(grid: PriceGrid, benchmark: str | None) -> PriceGrid:
+    """The grid without the benchmark."""
+    return grid.only([entity for entity in grid.entities if entity != benchmark])
+
+
+def point_in_time_panel(name: str, grid: PriceGrid, horizon: int, store: FeatureStore) -> Panel:
+    """The panel of a pipeline: what Feast says was known at every sample time of the grid, and the labels."""
     spec, bar = pipeline(name), pipeline(BAR).view_name
     names, known_TNF = known_features(store, spec.view_name, entities=grid.entities, sample_times_T=grid.sample_times_T)
     exec_times_T, exec_price_TN = first_price_after(grid)
