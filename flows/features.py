@@ -12,7 +12,6 @@ from typing import Any
 
 from feature_repo.definitions.repo import open_feature_store
 from feature_repo.health import check_health
-from feature_repo.market.calendar import price_grid
 from feature_repo.market.schema import Market
 from feature_repo.pipelines.catalog import CATALOGUE, pipeline
 from feature_repo.store.tables import read_rows
@@ -65,12 +64,11 @@ def _panels(config: CycleConfig, names: list[str]) -> Iterator[Panel]:
             features_root=run.features,
             interval=config.interval,
         )
-        grid = price_grid(market.bars(config.interval), calendar=market.info.calendar, interval=config.interval)
-        traded = data.traded_grid(grid, market.info.benchmark)
+        grid = data.market_grid(market, config.interval)
         for name in wanted or [name for name in CATALOGUE if name not in not_applicable]:
             if name in not_applicable:
                 raise FeaturesError(not_applicable[name])
-            yield data.point_in_time_panel(name, traded, config.horizon, store)
+            yield data.point_in_time_panel(name, market, grid, config.horizon, store)
 
 
 @contextmanager

@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from feature_repo.aggregates.adjustment import ACTIONS, adjust, settle_delistings
 from feature_repo.aggregates.attach import pipeline_bars
 from feature_repo.market.assembly import known_at
 from feature_repo.market.calendar import PriceGrid, first_price_after, price_grid
 from feature_repo.market.schema import Market, MarketError, MarketInfo
 from feature_repo.market.sources import load_market
+from feature_repo.market.universe import members
 from feature_repo.pipelines.build import NotApplicableError, build_features
 from feature_repo.pipelines.catalog import CATALOGUE, pipeline
 from feature_repo.store.tables import append_rows
@@ -58,9 +60,9 @@ class Panels:
 
 
 def load(config: CycleConfig, now: datetime) -> Market:
-    """The market as known at the cycle's as-of time, its yearly rates brought to bars of the interval."""
+    """The market as known at the cycle's as-of time, adjusted for its corporate actions, its yearly rates per bar."""
     market = load_market(config.market, now=now)
-    market = known_at(market, config.as_of) if config.as_of else market
+    market = adjust(known_at(market, config.as_of) if config.as_of else market)
     return replace(market, info=per_bar(market.info, market.traded_bars(config.interval)))
 
 
@@ -102,10 +104,9 @@ def build_tables(run: Run, market: Market) -> dict[str, str]:
 def assemble_panels(run: Run, market: Market, pipelines: Iterable[str], store: FeatureStore) -> Panels:
     """Ask Feast what was known at every sample time, add the labels, cut the folds and save the panels."""
     config, benchmark = run.config, market.info.benchmark
-    grid = price_grid(market.bars(config.interval), calendar=market.info.calendar, interval=config.interval)
+    grid = market_grid(market, config.interval)
     grid = grid.tail(sessions_needed(config, len(grid.event_times_T)))
-    traded = traded_grid(grid, benchmark)
-    panels = {name: point_in_time_panel(name, traded, config.horizon, store) for name in pipelines}
+    panels = {name: point_in_time_panel(name, market, grid, config.horizon, store) for name in pipelines}
     if not panels:
         raise MarketError(f"no pipeline applies to market {market.info.name!r}: it needs at least closes; see its bars")
     first = next(iter(panels.values()))
@@ -141,15 +142,23 @@ def benchmark_returns(grid: PriceGrid, benchmark: str | None, hold_TN: FloatArra
     return _hold(*first_price_after(own)).forward_TN[:, 0]
 
 
-def traded_grid(grid: PriceGrid, benchmark: str | None) -> PriceGrid:
-    """The grid without the benchmark."""
-    return grid.only([entity for entity in grid.entities if entity != benchmark])
+def market_grid(market: Market, interval: str) -> PriceGrid:
+    """The prices of everything in the market, what delisted assets paid included."""
+    grid = price_grid(market.bars(interval), calendar=market.info.calendar, interval=interval)
+    return settle_delistings(grid, market.tables[ACTIONS]) if ACTIONS in market.tables else grid
 
 
-def point_in_time_panel(name: str, grid: PriceGrid, horizon: int, store: FeatureStore) -> Panel:
-    """The panel of a pipeline: what Feast says was known at every sample time of the grid, and the labels."""
+def point_in_time_panel(name: str, market: Market, grid: PriceGrid, horizon: int, store: FeatureStore) -> Panel:
+    """The panel of a pipeline over the grid's traded assets: what Feast says was known at each sample time, and labels.
+
+    Of an asset that was not, as known then, in the universe (where the market has one) nothing is known.
+    """
+    grid = grid.only([entity for entity in grid.entities if entity != market.info.benchmark])
     spec, bar = pipeline(name), pipeline(BAR).view_name
     names, known_TNF = known_features(store, spec.view_name, entities=grid.entities, sample_times_T=grid.sample_times_T)
+    if "universe" in market.tables:
+        member_TN = members(market.tables["universe"], grid.entities, grid.sample_times_T)
+        known_TNF = np.where(member_TN[..., None], known_TNF, np.nan)
     exec_times_T, exec_price_TN = first_price_after(grid)
     labels = make_labels(
         exec_times_T=exec_times_T,
