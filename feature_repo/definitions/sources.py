@@ -6,6 +6,7 @@ from pathlib import Path
 
 from feast import FileSource
 
+from feature_repo.market import fundamentals
 from feature_repo.pipelines.base import Pipeline
 
 
@@ -14,10 +15,20 @@ def feature_table(pipeline: Pipeline, *, features_root: Path) -> FileSource:
 
     ``ingest_time`` is Feast's created timestamp: the offline store's rule needs it.
     """
+    description = f"Feature table of pipeline {pipeline.name}, version {pipeline.version}"
+    return _table(pipeline.view_name, features_root, description)
+
+
+def fundamentals_table(*, features_root: Path) -> FileSource:
+    """The fundamentals' table, beside the pipelines'."""
+    return _table(fundamentals.VIEW, features_root, "Fundamentals, a row for each moment a period's figures changed")
+
+
+def _table(view: str, features_root: Path, description: str) -> FileSource:
     return FileSource(
-        name=f"{pipeline.view_name}_table",
-        path=str(features_root / pipeline.view_name),
+        name=f"{view}_table",
+        path=str(features_root / view),
         timestamp_field="event_time",
         created_timestamp_column="ingest_time",
-        description=f"Feature table of pipeline {pipeline.name}, version {pipeline.version}",
+        description=description,
     )

@@ -1,7 +1,8 @@
-"""One feature view a pipeline."""
+"""One feature view a pipeline, and one for the fundamentals."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -9,11 +10,16 @@ from typing import Final
 from feast import Entity, FeatureView, Field
 from feast.types import Float64, String
 
-from feature_repo.definitions.sources import feature_table
+from feature_repo.definitions.sources import feature_table, fundamentals_table
+from feature_repo.market import fundamentals
 from feature_repo.pipelines.base import Pipeline
 
 TTL: Final = timedelta(days=10)
 """An older value is no longer served: longer than an exchange closes for, short enough to notice a delisting."""
+
+
+FUNDAMENTALS_TTL: Final = timedelta(days=400)
+"""A yearly figure counts until the next one is out, and no longer."""
 
 
 def feature_view(pipeline: Pipeline, *, entity: Entity, features_root: Path, interval: str) -> FeatureView:
@@ -33,4 +39,16 @@ def feature_view(pipeline: Pipeline, *, entity: Entity, features_root: Path, int
             "warmup_bars": str(pipeline.warmup_bars),
             "interval": interval,
         },
+    )
+
+
+def fundamentals_view(names: Sequence[str], *, entity: Entity, features_root: Path) -> FeatureView:
+    """The market's fundamentals, one Float64 feature a name."""
+    return FeatureView(
+        name=fundamentals.VIEW,
+        entities=[entity],
+        schema=[Field(name="entity_key", dtype=String), *(Field(name=name, dtype=Float64) for name in names)],
+        source=fundamentals_table(features_root=features_root),
+        ttl=FUNDAMENTALS_TTL,
+        description=f"{len(names)} fundamental figures, each period's as last restated",
     )

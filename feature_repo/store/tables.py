@@ -61,6 +61,13 @@ def read_rows(folder: Path) -> pd.DataFrame:
     return pa.concat_tables([pq.ParquetFile(part).read() for part in parts]).to_pandas()
 
 
+def feature_names(folder: Path) -> list[str]:
+    """The table's features, in its order; none where there is no table yet."""
+    first = next(iter(sorted(folder.glob("*.parquet"))), None)
+    columns = [] if first is None else pq.read_schema(first).names
+    return [name for name in columns if name not in (*KEY, *PROVENANCE)]
+
+
 def _check(frame: pd.DataFrame) -> None:
     missing = [name for name in (*KEY, *PROVENANCE) if name not in frame.columns]
     if missing:

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from feature_repo.aggregates.adjustment import ACTIONS, adjust, settle_delistings
 from feature_repo.aggregates.attach import pipeline_bars
+from feature_repo.market import fundamentals
 from feature_repo.market.assembly import known_at
 from feature_repo.market.calendar import PriceGrid, first_price_after, price_grid
+from feature_repo.market.fundamentals import fundamental_rows
 from feature_repo.market.schema import Market, MarketError, MarketInfo
 from feature_repo.market.sources import load_market
 from feature_repo.market.universe import members
@@ -82,22 +84,19 @@ def feast_project(market: str, interval: str) -> str:
 def build_tables(run: Run, market: Market) -> dict[str, str]:
     """Bring every pipeline's feature table up to date; returns the pipelines that don't apply, with the reason."""
     not_applicable = {}
+    by = {"producer": "perennial", "producer_version": run.git_sha, "run_id": run.cycle_id}
     bars = pipeline_bars(market, run.config.interval)
     for name in (BAR, *CATALOGUE):
         spec = pipeline(name)
         try:
-            rows = build_features(
-                spec,
-                bars,
-                producer="perennial",
-                producer_version=run.git_sha,
-                run_id=run.cycle_id,
-                written_at=run.now,
-            )
+            rows = build_features(spec, bars, **by, written_at=run.now)
         except NotApplicableError as reason:
             not_applicable[name] = str(reason)
             continue
         append_rows(run.features / spec.view_name, rows)
+    if "fundamentals" in market.tables:
+        rows = fundamental_rows(market.tables["fundamentals"], **by, written_at=run.now)
+        append_rows(run.features / fundamentals.VIEW, rows)
     return not_applicable
 
 
