@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -25,20 +25,18 @@ from feature_repo.store.join import NEVER, NO_ROW, IntArray, find_answers
 _KEYS = ("entity_key", "event_time", "ingest_time")
 
 
-def _discover() -> Mapping[str, Aggregate]:
+@cache
+def aggregates() -> Mapping[str, Aggregate]:
+    """One file each, found by importing the package's modules."""
     names = [module.name for module in pkgutil.iter_modules(package.__path__, prefix=f"{package.__name__}.")]
-    modules = [importlib.import_module(name) for name in names if name != __name__]
+    modules = [importlib.import_module(name) for name in names]
     found = [declared for module in modules if isinstance(declared := getattr(module, "AGGREGATE", None), Aggregate)]
     return {declared.name: declared for declared in sorted(found, key=lambda declared: declared.name)}
 
 
-AGGREGATES: Final = _discover()
-"""One file each, found by importing the package's modules."""
-
-
 def pipeline_bars(market: Market, interval: str) -> pd.DataFrame:
     """The market's traded bars with every aggregate's columns, as ``build_features`` takes them."""
-    additions = [aggregate.versions(market, interval) for aggregate in AGGREGATES.values()]
+    additions = [aggregate.versions(market, interval) for aggregate in aggregates().values()]
     return attach(market.traded_bars(interval), [addition for addition in additions if addition is not None])
 
 
