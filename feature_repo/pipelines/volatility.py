@@ -1,4 +1,7 @@
-"""Volatility at several scales, its shape and its own variability; per bar, of log returns, never annualised."""
+"""Volatility at several scales, its shape and its own variability; per bar, of log returns, never annualised.
+
+Realised volatility needs finer bars inside the bar (see the aggregate ``intraday``) and leaves the session's gap out.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from feature_repo.kernels.rolling import (
     rolling_mean,
     rolling_skew,
     rolling_std,
+    rolling_sum,
     weighted_average,
     wilder_weights,
 )
@@ -31,6 +35,7 @@ _C = ("close",)
 _HL = ("high", "low")
 _HLC = ("high", "low", "close")
 _OHLC = ("open", "high", "low", "close")
+_RV = ("realised_variance",)
 
 
 def _returns(columns: Columns) -> FloatArray:
@@ -104,6 +109,22 @@ def _normalised_atr(columns: Columns) -> FloatArray:
     return ratio(average, columns["close"])
 
 
+def _realised_vol(columns: Columns, *, window: int) -> FloatArray:
+    return np.sqrt(rolling_mean(columns["realised_variance"], window))
+
+
+def _share_of_realised(columns: Columns, *, name: str) -> FloatArray:
+    return ratio(rolling_sum(columns[name], 22), rolling_sum(columns["realised_variance"], 22))
+
+
+def _jump_share(columns: Columns) -> FloatArray:
+    return np.maximum(1.0 - _share_of_realised(columns, name="bipower_variation"), 0.0)
+
+
+def _realised_change(columns: Columns) -> FloatArray:
+    return log_ratio(_realised_vol(columns, window=1), _realised_vol(columns, window=22))
+
+
 _VOLS: dict[Feature, Formula] = {
     Feature(
         name=f"vol_{window}",
@@ -117,6 +138,33 @@ _RATIOS: dict[Feature, Formula] = {
         _vol_ratio, short=short, long=long
     )
     for short, long in ((5, 21), (21, 63))
+}
+_REALISED: dict[Feature, Formula] = {
+    **{
+        Feature(
+            name=f"realised_vol_{window}",
+            inputs=_RV,
+            description=f"sqrt of the {window}-bar mean of the sum of squared intraday log returns (HAR, Corsi 2009)",
+        ): partial(_realised_vol, window=window)
+        for window in (1, 5, 22)
+    },
+    Feature(
+        name="realised_change_1_22",
+        inputs=_RV,
+        description="ln(realised_vol_1 / realised_vol_22)",
+    ): _realised_change,
+    Feature(
+        name="jump_share_22",
+        inputs=("realised_variance", "bipower_variation"),
+        description="max(0, 1 - bipower variation / realised variance), sums of 22 bars (Barndorff-Nielsen & Shephard "
+        "2004)",
+    ): _jump_share,
+    Feature(
+        name="upside_share_22",
+        inputs=("realised_variance", "upside_semivariance"),
+        description="Share of realised variance from rising intraday returns, 22 bars, 0 to 1 (Barndorff-Nielsen, "
+        "Kinnebrock & Shephard 2010)",
+    ): partial(_share_of_realised, name="upside_semivariance"),
 }
 
 PIPELINE = pipeline_of(
@@ -181,5 +229,6 @@ PIPELINE = pipeline_of(
             inputs=_HLC,
             description="Average true range by Wilder's 14-bar average, over C (Wilder 1978)",
         ): _normalised_atr,
-    },
+    }
+    | _REALISED,
 )

@@ -93,7 +93,8 @@ def build_tables(run: Run, market: Market) -> dict[str, str]:
         except NotApplicableError as reason:
             not_applicable[name] = str(reason)
             continue
-        append_rows(run.features / spec.view_name, rows)
+        # a version waiting for its tick is not known yet; written early it could differ from the one that comes
+        append_rows(run.features / spec.view_name, rows[rows["ingest_time"] <= (run.config.as_of or run.now)])
     if "fundamentals" in market.tables:
         rows = fundamental_rows(market.tables["fundamentals"], **by, written_at=run.now)
         append_rows(run.features / fundamentals.VIEW, rows)

@@ -118,6 +118,9 @@ def test_every_pipeline_holds_the_rule_bit_for_bit(name: str) -> None:
     pipeline = PIPELINES[name]
     bars = random_bars(rng, num_bars=200, num_revisions=15, entities=("A",)).dropna()
     bars["high"], bars["low"], bars["open"] = bars["close"] + 2.0, bars["close"] - 1.0, bars["close"] + 0.5
+    inputs = {name for feature in pipeline.features for name in (*feature.inputs, *feature.optional)}
+    for name in sorted(inputs - set(bars.columns)):
+        bars[name] = rng.lognormal(0.0, 0.3, len(bars))
     features = build(pipeline, bars)
     assert features["ingest_time"].nunique() > 50
     assert features[[feature.name for feature in pipeline.features]].notna().to_numpy().all()
