@@ -18,7 +18,13 @@ class Source(Protocol):
     def __call__(self, *, now: datetime) -> Market: ...
 
 
-SOURCES: Final[Mapping[str, Source]] = {NAME: load_us_stocks}
+def _load_simulated(*, now: datetime) -> Market:
+    from feature_repo.market.simulated.market import load_simulated  # its kernels need numba: only who asks pays
+
+    return load_simulated(now=now)
+
+
+SOURCES: Final[Mapping[str, Source]] = {NAME: load_us_stocks, "sim": _load_simulated}
 
 
 def load_market(source: str | Path, *, now: datetime) -> Market:

@@ -46,7 +46,7 @@ def test_a_directory_is_a_source_too(tmp_path):
 
 
 def test_neither_name_nor_directory():
-    with pytest.raises(MarketError, match=r"no market 'us_stokcs'.*registered name \(us_stocks\) nor a directory"):
+    with pytest.raises(MarketError, match=r"no market 'us_stokcs'.*registered name \(sim, us_stocks\) nor a directory"):
         load_market("us_stokcs", now=NOW)
 
 
