@@ -1,0 +1,1 @@
+"""Connectors: what outside sources say, landed in a market directory with the time it arrived."""
