@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
+from flows import ingest
 from flows.console import make_console
 from flows.cycle import CycleConfig, Policy
 
@@ -71,6 +72,7 @@ factory = typer.Typer(no_args_is_help=True, help="The model factory: which varia
 app.add_typer(factory, name="factory")
 features = typer.Typer(no_args_is_help=True, help="The features: tear sheets before training, health after.")
 app.add_typer(features, name="features")
+app.add_typer(ingest.app, name="ingest")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Market = Annotated[str, typer.Option(help="A built-in market, or a folder of your own data.")]
@@ -215,6 +217,29 @@ def check_features(
     else:
         make_console().print(f"All is well in {num_views} feature tables.")
     raise typer.Exit(1 if findings else 0)
+
+
+@app.command()
+def leakcheck(
+    market: Market = _DEFAULTS.market,
+    interval: Interval = _DEFAULTS.interval,
+    pipeline: Annotated[str | None, typer.Option(help="Check this pipeline alone.", show_default=False)] = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Check that no feature, label or panel of a market knows the future; the exit status is 1 where one does."""
+    _settings()
+    from flows.leakcheck import check_market, render
+
+    console = make_console(stderr=True)
+    report = check_market(
+        market, interval, only=pipeline, now=datetime.now(UTC), tell=lambda said: console.print(said, style="dim")
+    )
+    if as_json:
+        _echo([json.loads(verdict.to_json()) for verdict in report.verdicts])
+    else:
+        render(make_console(), report)
+    if not report.clean:
+        raise typer.Exit(1)
 
 
 def check_machine() -> None:

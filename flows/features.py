@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from feature_repo.definitions.repo import open_feature_store
 from feature_repo.health import check_health
 from feature_repo.market.schema import Market
 from feature_repo.pipelines.catalog import CATALOGUE, pipeline
@@ -54,6 +53,8 @@ def health(settings: Settings, config: CycleConfig, now: datetime) -> tuple[list
 
 def _panels(config: CycleConfig, names: list[str]) -> Iterator[Panel]:
     """Panels over the whole history, built in a place of their own so that the market's tables stay as they are."""
+    from feature_repo.definitions.repo import open_feature_store  # Feast takes seconds to import
+
     wanted = [pipeline(name).name for name in names]  # refuse a wrong name before the work begins
     market = data.load(config, datetime.now(UTC))
     with _apart(config, market) as run:
