@@ -18,7 +18,13 @@ REPO: Final = Path(__file__).resolve().parents[1]
 
 
 def open_feature_store(
-    *, project: str, registry: str, features_root: Path, interval: str, written_before: datetime | None = None
+    *,
+    project: str,
+    registry: str,
+    features_root: Path,
+    interval: str,
+    written_before: datetime | None = None,
+    redis_url: str | None = None,
 ) -> FeatureStore:
     """The feature store configured by ``feature_store.yaml``, its objects registered.
 
@@ -34,11 +40,17 @@ def open_feature_store(
         Folder that holds one folder a feature table.
     written_before
         Leave out rows written later (aware), so that what was built then can be built again; ``None`` takes all.
+    redis_url
+        Serve online from this Redis; ``None``: from the embedded store beside the feature tables.
     """
     template = Template((REPO / "feature_store.yaml").read_text())
-    settings = template.substitute(PERENNIAL_FEAST_PROJECT=project, PERENNIAL_FEAST_REGISTRY=registry)
+    settings = template.substitute(
+        PERENNIAL_FEAST_PROJECT=project, PERENNIAL_FEAST_REGISTRY=registry, PERENNIAL_FEATURES_ROOT=features_root
+    )
     config = yaml.safe_load(settings)
     config["offline_store"]["written_before"] = written_before
+    if redis_url is not None:
+        config["online_store"] = {"type": config["online_store"]["type"], "backend": "redis", "url": redis_url}
     store = FeatureStore(config=RepoConfig(repo_path=REPO, **config))
     wanted = build_repo_objects(features_root=features_root, interval=interval)
     if any(_registered(store, wish) != wish for wish in wanted):

@@ -424,7 +424,10 @@ def _pull(
     at = answers.between(_micro(start, np.iinfo(np.int64).min), _micro(end, np.iinfo(np.int64).max))
     if latest:
         at = _last_of_each(np.searchsorted(answers.start_E, at, side="right"), at)
-    return gather(dataset, columns, lambda: np.sort(answers.row_K[at]))
+    table = gather(dataset, columns, lambda: np.sort(answers.row_K[at]))
+    if history.keys:
+        return table
+    return table.append_column(DUMMY_ENTITY_ID, pa.array([""] * len(table)))  # Feast's key of a view without entities
 
 
 def _last_of_each(entity: IntArray, at: IntArray) -> IntArray:
