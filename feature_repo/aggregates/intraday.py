@@ -1,10 +1,11 @@
 """What the finer bars inside a bar say: its realised variance.
 
-Of the market's bars shorter than the interval the finest that divide it are taken. To a bar that ends at b belong the
-fine bars with ``b - interval < event_time <= b``, each in its version known at the moment; one that is missing is
-passed over, so the return across a gap is one return and keeps the gap's variance. Nothing is scaled up: with fewer
-than ``MIN_SHARE`` of the fine bars of a full trading day the variances are null, and above that what is missing at
-the edges is missing. The night of a session market is not in them.
+Of the market's bars that are shorter than the interval and divide it, those with the longest history are taken, of
+equals the finest: quarter hours of the last month beside hours of ten years would leave ten years null. To a bar that
+ends at b belong the fine bars with ``b - interval < event_time <= b``, each in its version known at the moment; one
+that is missing is passed over, so the return across a gap is one return and keeps the gap's variance. Nothing is scaled
+up: with fewer than ``MIN_SHARE`` of the fine bars of a full trading day the variances are null, and above that what is
+missing at the edges is missing. The night of a session market is not in them.
 
 A value's moments are the bar's end and, after it, every moment at which one of its fine bars arrives or is restated.
 
@@ -37,18 +38,19 @@ _SESSION: Final = {"XNYS": timedelta(hours=6.5)}
 def intraday_versions(market: Market, interval: str) -> pd.DataFrame | None:
     """The columns of every traded bar that has fine bars; None where the market has no finer bars that divide it."""
     length = interval_length(interval)
-    fine = _finest(market, length)
+    fine = _finer(market, length)
     if fine is None:
         return None
     min_bars = math.ceil(MIN_SHARE * (trading_time(market.info.calendar, length) / interval_length(fine)))
     return realised_versions(market.traded_bars(interval), market.tables[f"bars_{fine}"], length, min_bars=min_bars)
 
 
-def _finest(market: Market, length: timedelta) -> str | None:
+def _finer(market: Market, length: timedelta) -> str | None:
     names = [name.removeprefix("bars_") for name in market.tables if name.startswith("bars_")]
     lengths = {name: interval_length(name) for name in names}
     finer = [name for name in names if lengths[name] < length and not length % lengths[name]]
-    return min(finer, key=lambda name: lengths[name], default=None)
+    begins = {name: market.tables[f"bars_{name}"]["event_time"].min().floor(length) for name in finer}
+    return min(finer, key=lambda name: (begins[name], lengths[name]), default=None)
 
 
 def trading_time(calendar: str, length: timedelta) -> timedelta:

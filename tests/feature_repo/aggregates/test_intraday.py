@@ -171,6 +171,10 @@ def test_the_finest_bars_that_divide_the_interval_are_taken() -> None:
     found = intraday_versions(market_of(days, **tables), "1d")
     assert found is not None
     assert found["num_intraday_bars"].max() == 96
+    recent = tables["bars_15m"][tables["bars_15m"]["event_time"] > days["event_time"].min()]
+    longer = intraday_versions(market_of(days, **tables | {"bars_15m": recent}), "1d")
+    assert longer is not None
+    assert longer["num_intraday_bars"].max() == 24, "hours that reach back further are better"
     assert aggregates()["intraday"].versions is intraday_versions
 
 
