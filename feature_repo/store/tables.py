@@ -43,7 +43,7 @@ def append_rows(folder: Path, frame: pd.DataFrame) -> int:
     """
     _check(frame)
     folder.mkdir(parents=True, exist_ok=True)
-    with _sole_writer(folder):
+    with sole_writer(folder):
         stored = read_rows(folder)
         if len(stored) and set(stored.columns) != set(frame.columns):
             raise TableError(_schema_message(folder, stored, frame))
@@ -57,7 +57,7 @@ def read_rows(folder: Path) -> pd.DataFrame:
     """All rows, in the order written; keys and provenance without a row where there is no table yet."""
     parts = sorted(folder.glob("*.parquet"))
     if not parts:
-        return _schema([*KEY, *PROVENANCE]).empty_table().to_pandas()
+        return table_schema([*KEY, *PROVENANCE]).empty_table().to_pandas()
     return pa.concat_tables([pq.ParquetFile(part).read() for part in parts]).to_pandas()
 
 
@@ -90,7 +90,8 @@ def _schema_message(folder: Path, stored: pd.DataFrame, frame: pd.DataFrame) -> 
     )
 
 
-def _schema(columns: list[str]) -> pa.Schema:
+def table_schema(columns: list[str]) -> pa.Schema:
+    """The Arrow schema of a table with these columns: times, texts, and float64 for every feature."""
     kinds = dict.fromkeys(_TEXTS, pa.string()) | dict.fromkeys(_TIMES, pa.timestamp("us", tz="UTC"))
     return pa.schema([(name, kinds.get(name, pa.float64())) for name in columns])
 
@@ -148,7 +149,7 @@ def _differ(table: pd.DataFrame, rows: NDArray[np.intp], others: NDArray[np.intp
 
 
 @contextmanager
-def _sole_writer(folder: Path) -> Iterator[None]:
+def sole_writer(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which a killed process lets go of, and clear what a killed writer left."""
     with (folder / "_lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -158,7 +159,7 @@ def _sole_writer(folder: Path) -> Iterator[None]:
 
 
 def _write_part(folder: Path, rows: pd.DataFrame) -> None:
-    table = pa.Table.from_pandas(rows, schema=_schema(list(rows.columns)), preserve_index=False)
+    table = pa.Table.from_pandas(rows, schema=table_schema(list(rows.columns)), preserve_index=False)
     name = f"part-{len(list(folder.glob('*.parquet'))):06d}"
     partial = folder / f"_{name}.partial"
     with partial.open("wb") as file:
