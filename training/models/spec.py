@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, Self, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,8 @@ class Model(Protocol):
     ``fit`` learns from ``train`` and stops early on ``valid``. ``predict`` gives a raw score (num_targets, N) for
     the targets of a window: the expected return over the horizon divided by its volatility, NaN where there is no
     forecast; the score at t uses the last ``lookback`` rows up to t and nothing else. ``state`` is everything fitted,
-    as named arrays (canonical: its checksum repeats on refitting); ``save``/``load`` round-trip without pickle.
+    as named arrays (canonical: its checksum repeats on refitting); ``save`` and the factory's ``load`` round-trip
+    without pickle.
     """
 
     def fit(self, train: Window, valid: Window, *, seed: int, budget: Budget) -> None: ...
@@ -49,12 +50,9 @@ class Model(Protocol):
 
     def save(self, folder: Path) -> None: ...
 
-    @classmethod
-    def load(cls, folder: Path) -> Self: ...
-
 
 class ModelFactory(Protocol):
-    """Builds an unfitted model; also the home of ``load``."""
+    """Builds an unfitted model, and loads a fitted one; a model's class with a ``load`` is one."""
 
     def __call__(self, params: Params, *, lookback: int) -> Model: ...
 

@@ -1,0 +1,1 @@
+"""Tabular learners, one file each, over summaries of the lookback."""

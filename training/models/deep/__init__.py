@@ -1,0 +1,1 @@
+"""Networks, one file each, over the rows of the lookback."""

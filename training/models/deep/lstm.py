@@ -1,0 +1,44 @@
+"""A long short-term memory over the lookback's rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from training.models.deep.sequence import SequenceRegressor
+from training.models.spec import Architecture, Params
+
+if TYPE_CHECKING:
+    import torch
+
+# Tensor suffixes: B a batch of samples, L lookback rows, F features, H hidden units.
+
+
+def build(num_features: int, lookback: int, params: Params) -> torch.nn.Module:  # noqa: ARG001 (every network's)
+    """One LSTM layer, dropout and a linear head on its last state."""
+    import torch
+
+    class LastStateRegressor(torch.nn.Module):
+        def __init__(self, hidden_size: int, dropout: float) -> None:
+            super().__init__()
+            self.memory = torch.nn.LSTM(num_features, hidden_size, batch_first=True)
+            self.head = torch.nn.Sequential(torch.nn.Dropout(dropout), torch.nn.Linear(hidden_size, 1))
+
+        def forward(self, x_BLF: torch.Tensor) -> torch.Tensor:
+            states_BLH, _ = self.memory(x_BLF)
+            return self.head(states_BLH[:, -1])
+
+    return LastStateRegressor(int(params["hidden_size"]), float(params["dropout"]))
+
+
+ARCHITECTURE = Architecture(
+    name="lstm",
+    family="deep",
+    source="Hochreiter and Schmidhuber (1997), Long Short-Term Memory, Neural Computation 9(8)",
+    model=SequenceRegressor(build),
+    grid={"hidden_size": ("h", (32, 64))},
+    space={
+        "learning_rate": (3e-3, 1e-3, 1e-2),
+        "dropout": (0.1, 0.0, 0.3),
+        "weight_decay": (1e-4, 1e-2),
+    },
+)
