@@ -306,9 +306,15 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     for name in rows[0]:
         table.add_column(name.replace("_", " "), overflow="fold", no_wrap=name in ("variant", "id"))
     for row in rows:
-        cells = [f"{value:.1%}" if name == "allocation" else str(value) for name, value in row.items()]
+        cells = [_cell(name, value) for name, value in row.items()]
         table.add_row(*(f"[{_COLOURS[cell]}]{cell}[/]" if cell in _COLOURS else cell for cell in cells))
     return table
+
+
+def _cell(name: str, value: Any) -> str:
+    if name == "allocation":
+        return f"{value:.1%}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _echo(content: Any) -> None:
