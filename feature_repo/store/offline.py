@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 import numpy as np
@@ -36,10 +36,11 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
 from feast.utils import _parse_feature_ref, compute_non_entity_date_range
-from pydantic import StrictStr
+from pydantic import PositiveInt, StrictStr, model_validator
 
+from feature_repo.store.engine import Engine, Reader
 from feature_repo.store.join import NEVER, IntArray
-from feature_repo.store.parquet import History, OfflineStoreError, gather, micros
+from feature_repo.store.parquet import History, OfflineStoreError, micros
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NULLABLE: dict[pa.DataType, Any] = {
@@ -54,10 +55,26 @@ class BitemporalOfflineStoreConfig(FeastConfigBaseModel):
 
     ``written_before`` leaves out rows that were written later, whatever ``ingest_time`` a backfill gave them: what a
     snapshot or a certificate rebuilds is what the tables held then. Naive is UTC.
+
+    The answers are the same for every ``engine`` and ``partitions``; those are about memory and machines. With one
+    partition everything is read at once, which is fastest. With more, entities are dealt out to them, keys and times
+    are read once a partition, and memory is for one partition's keys and times, a row group of three columns and the
+    result. ``local`` does them one after the other; ``ray`` does them as tasks, which need this package and the same
+    files wherever they run. Ray is the one this process is connected to already, else the one at ``ray_address``
+    (``auto``, ``ray://host:10001``), else one of this machine that lives for the retrieval.
     """
 
     type: StrictStr = "feature_repo.store.offline.BitemporalOfflineStore"
     written_before: datetime | None = None
+    engine: Literal["local", "ray"] = "local"
+    partitions: PositiveInt = 1
+    ray_address: StrictStr | None = None
+
+    @model_validator(mode="after")
+    def _an_address_is_used(self) -> BitemporalOfflineStoreConfig:
+        if self.ray_address is not None and self.engine != "ray":
+            raise ValueError(f"ray_address is for engine: ray, got engine: {self.engine}; set that or leave it out")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,9 +115,10 @@ class BitemporalOfflineStore(OfflineStore):
         of it changed. ``entity_df`` may be SQL for DuckDB, whose relative paths start at the repository.
         """
         repo_path = Path(config.repo_path or ".")
+        engine = _engine(config)
         views = [_plan(view, feature_refs, config, full=full_feature_names) for view in feature_views]
         if entity_df is None:
-            entities = _moments(views, *compute_non_entity_date_range(feature_views, start_date, end_date))
+            entities = _moments(engine, views, *compute_non_entity_date_range(feature_views, start_date, end_date))
         elif isinstance(entity_df, str):
             entities = _query(entity_df, repo_path)
         else:
@@ -109,7 +127,7 @@ class BitemporalOfflineStore(OfflineStore):
         as_of = _time_column(entities)
         time_Q = micros(entities[as_of], name=f"entity_df.{as_of}", up=False)
         return BitemporalRetrievalJob(
-            compute=partial(_join, entities, time_Q, views),
+            compute=partial(_join, engine, entities, time_Q, views),
             full_feature_names=full_feature_names,
             on_demand_feature_views=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
             metadata=_metadata([name for name in entities.column_names if name != as_of], time_Q, feature_refs),
@@ -132,7 +150,7 @@ class BitemporalOfflineStore(OfflineStore):
         Older answers were written by an earlier materialisation; rows known after ``end_date`` are held back.
         """
         history = _history(data_source, join_key_columns, timestamp_field, created_timestamp_column, config)
-        compute = partial(_pull, history, feature_name_columns, start_date, end_date, latest=True)
+        compute = partial(_pull, _engine(config), history, feature_name_columns, start_date, end_date, latest=True)
         return BitemporalRetrievalJob(compute=compute, repo_path=Path(config.repo_path or "."))
 
     @staticmethod
@@ -158,7 +176,7 @@ class BitemporalOfflineStore(OfflineStore):
             compute = partial(_read_range, path, columns, timestamp_field, start_date, end_date)
         else:
             history = _history(data_source, join_key_columns, timestamp_field, created_timestamp_column, config)
-            compute = partial(_pull, history, feature_name_columns, start_date, end_date, latest=False)
+            compute = partial(_pull, _engine(config), history, feature_name_columns, start_date, end_date, latest=False)
         return BitemporalRetrievalJob(compute=compute, repo_path=Path(config.repo_path or "."))
 
     @staticmethod
@@ -289,7 +307,7 @@ def _uri(source: DataSource) -> str:
 
 
 def _path(source: DataSource, config: RepoConfig) -> Path:
-    return Path(config.repo_path or ".") / _uri(source)
+    return Path(config.repo_path or ".").absolute() / _uri(source)
 
 
 def _history(
@@ -312,6 +330,11 @@ def _written_before(config: RepoConfig) -> int | None:
     return None if limit is None else _micro(limit)
 
 
+def _engine(config: RepoConfig) -> Engine:
+    settings: BitemporalOfflineStoreConfig = config.offline_store
+    return Engine(kind=settings.engine, partitions=settings.partitions, ray_address=settings.ray_address)
+
+
 # The rows that are asked about.
 
 
@@ -330,7 +353,7 @@ def _query(sql: str, repo_path: Path) -> pa.Table:
         return connection.sql(sql).to_arrow_table()
 
 
-def _moments(views: Sequence[_View], start: datetime, end: datetime) -> pa.Table:
+def _moments(engine: Engine, views: Sequence[_View], start: datetime, end: datetime) -> pa.Table:
     """Each entity at each moment in [start, end] at which one of the views' answer for it changed."""
     keys = {tuple(sorted(view.keys)) for view in views}
     if len(keys) != 1:
@@ -339,24 +362,21 @@ def _moments(views: Sequence[_View], start: datetime, end: datetime) -> pa.Table
             f"pass an entity_df or ask for the views one by one"
         )
     names = list(views[0].keys)
-    tables = [_changes(view, _micro(start) - 1, _micro(end)).select([*names, EVENT_TIMESTAMP]) for view in views]
+    with engine.open() as reader:
+        changes = [_changes(reader, view, _micro(start) - 1, _micro(end)) for view in views]
+    tables = [table.select([*names, EVENT_TIMESTAMP]) for table in changes]
     moments = pa.concat_tables(tables, promote_options="permissive").group_by([*names, EVENT_TIMESTAMP]).aggregate([])
     return moments.sort_by([(name, "ascending") for name in [EVENT_TIMESTAMP, *names]])
 
 
-def _changes(view: _View, after: int, until: int) -> pa.Table:
+def _changes(reader: Reader, view: _View, after: int, until: int) -> pa.Table:
     """Keys and moments, in ``(after, until]``, of a view's answers."""
     dataset = view.history.open()
     view.history.require(dataset, [])
-    answers, _ = view.history.answers(dataset, _no_queries(view.history))
-    at = answers.between(after, until)
-    keys = gather(dataset, view.history.keys, lambda: answers.row_K[at])
-    moments = pa.array(answers.known_K[at]).cast(pa.timestamp("us", "UTC"))
+    changes = reader.changes(view.history, dataset, after, until, latest=False)
+    keys = reader.gather(dataset, view.history.keys, lambda: changes.row)
+    moments = pa.array(changes.known).cast(pa.timestamp("us", "UTC"))
     return pa.table([*keys.columns, moments], names=[*view.keys, EVENT_TIMESTAMP])
-
-
-def _no_queries(history: History) -> pa.Table:
-    return pa.table({str(at): pa.nulls(0) for at in range(len(history.keys))})
 
 
 def _time_column(entities: pa.Table) -> str:
@@ -396,43 +416,41 @@ def _metadata(keys: list[str], time_Q: IntArray, feature_refs: list[str]) -> Ret
 # The answers.
 
 
-def _join(entities: pa.Table, time_Q: IntArray, views: Sequence[_View]) -> pa.Table:
+def _join(engine: Engine, entities: pa.Table, time_Q: IntArray, views: Sequence[_View]) -> pa.Table:
     """``entities`` with each view's features as known at ``time_Q``."""
-    for view in views:
-        dataset = view.history.open()
-        view.history.require(dataset, list(view.features.values()))
-        found = gather(dataset, list(view.features.values()), partial(_find, view, dataset, entities, time_Q))
-        for name, column in zip(view.features, found.columns, strict=True):
-            entities = entities.append_column(name, column)
+    with engine.open() as reader:
+        for view in views:
+            dataset = view.history.open()
+            columns, queries = list(view.features.values()), entities.select(list(view.keys))
+            view.history.require(dataset, columns)
+            find = partial(reader.find, view.history, dataset, queries, time_Q, view.ttl)
+            found = reader.gather(dataset, columns, find)
+            for name, column in zip(view.features, found.columns, strict=True):
+                entities = entities.append_column(name, column)
     return entities
 
 
-def _find(view: _View, dataset: ds.Dataset, entities: pa.Table, time_Q: IntArray) -> IntArray:
-    answers, entity_Q = view.history.answers(dataset, entities.select(list(view.keys)))
-    return answers.as_of(entity_Q, time_Q, ttl=view.ttl)
-
-
 def _pull(
-    history: History, features: Sequence[str], start: datetime | None, end: datetime | None, *, latest: bool
+    engine: Engine,
+    history: History,
+    features: Sequence[str],
+    start: datetime | None,
+    end: datetime | None,
+    *,
+    latest: bool,
 ) -> pa.Table:
     """Rows that became the answer in (start, end], in written order; ``latest`` keeps each entity's last."""
     dataset = history.open()
     columns = list(features) or [name for name in dataset.schema.names if name not in history.keys]
     columns = list(dict.fromkeys([*history.keys, *columns, history.event_time, history.ingest_time]))
     history.require(dataset, columns)
-    answers, _ = history.answers(dataset, _no_queries(history))
-    at = answers.between(_micro(start, np.iinfo(np.int64).min), _micro(end, np.iinfo(np.int64).max))
-    if latest:
-        at = _last_of_each(np.searchsorted(answers.start_E, at, side="right"), at)
-    table = gather(dataset, columns, lambda: np.sort(answers.row_K[at]))
+    after, until = _micro(start, np.iinfo(np.int64).min), _micro(end, np.iinfo(np.int64).max)
+    with engine.open() as reader:
+        changes = reader.changes(history, dataset, after, until, latest=latest)
+        table = reader.gather(dataset, columns, lambda: np.sort(changes.row))
     if history.keys:
         return table
     return table.append_column(DUMMY_ENTITY_ID, pa.array([""] * len(table)))  # Feast's key of a view without entities
-
-
-def _last_of_each(entity: IntArray, at: IntArray) -> IntArray:
-    """The last position of each run of one entity."""
-    return at[np.append(entity[1:] != entity[:-1], np.ones(min(len(at), 1), bool))]
 
 
 def _read_range(
