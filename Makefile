@@ -3,7 +3,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-BENCHES := $(filter-out __init__ report,$(basename $(notdir $(wildcard bench/*.py))))
+BENCHES := $(filter-out __init__ report features_pandas,$(basename $(notdir $(wildcard bench/*.py))))
 
 .PHONY: run test check bench clean
 .DELETE_ON_ERROR:

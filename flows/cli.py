@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import sys
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -169,16 +170,58 @@ def status(as_json: Json = False) -> None:  # noqa: FBT002
 @factory.command("list")
 def list_variants(as_json: Json = False) -> None:  # noqa: FBT002
     """List the catalogue of variants."""
-    from feature_repo.pipelines.catalog import CATALOGUE
     from training.variants import catalogue
 
-    rows = [dataclasses.asdict(variant) for variant in catalogue(list(CATALOGUE))]
+    rows = [dataclasses.asdict(variant) for variant in catalogue()]
     if as_json:
         _echo(rows)
         return
     for row in rows:
         row["params"] = ", ".join(f"{name} {value}" for name, value in row["params"])
     make_console().print(_table(f"{len(rows)} variants", rows))
+
+
+@factory.command("explain")
+def explain_catalogue(as_json: Json = False) -> None:  # noqa: FBT002
+    """Show how the catalogue is cut from the full grid: each rule, its reason, and what it left out."""
+    from training.variants import explain
+
+    variants, cuts = explain()
+    if as_json:
+        _echo([dataclasses.asdict(cut) for cut in cuts])
+        return
+    console = make_console()
+    console.print(
+        f"The full grid has {cuts[0].num_excluded + cuts[0].num_left} variants, the catalogue {len(variants)}."
+    )
+    console.print(_table("Rules", [dataclasses.asdict(cut) for cut in cuts]))
+    for trait in ("family", "architecture", "pipeline", "lookback"):
+        counts = Counter(str(getattr(variant, trait)) for variant in variants)
+        console.print(_table(f"By {trait}", [{trait: name, "variants": count} for name, count in counts.items()]))
+
+
+@factory.command("show")
+def show_variant(
+    variant_id: Annotated[str, typer.Argument(metavar="ID", help="Such as lstm-l30-technical-h64.")],
+) -> None:
+    """Show a variant: its architecture's source, its hyperparameters and what Optuna may pick."""
+    from training.models.registry import architecture
+    from training.variants import catalogue, find
+
+    variant = find(variant_id)
+    spec = architecture(variant.architecture)
+    rows = {
+        "id": variant.id,
+        "in the catalogue": "yes" if variant in catalogue() else "no, only in the full grid",
+        "family": variant.family,
+        "source": spec.source,
+        "pipeline": variant.pipeline,
+        "lookback": f"{variant.lookback} bars",
+        **{name: str(value) for name, value in variant.params},
+        **{f"{name} (Optuna)": ", ".join(map(str, choices)) for name, choices in spec.space.items()},
+        "digest": variant.digest,
+    }
+    make_console().print(_table(variant.id, [{"what": name, "value": value} for name, value in rows.items()]))
 
 
 @features.command("report")

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -34,7 +34,7 @@ from flows.console import make_console, progress
 from flows.cycle import CycleConfig, CycleSummary, Policy
 from flows.postgres import Databases, Hold
 from flows.settings import Settings, read_settings
-from flows.steps import data, describe, fit, judge, record, watch
+from flows.steps import data, describe, fit, judge, leaks, record, watch
 from flows.steps.run import Run
 from training.artifacts import code_fingerprint, code_version
 from training.engine import Pool, local_pool
@@ -67,6 +67,7 @@ load = step("Load and validate the market")(data.load)
 build_tables = step("Build the feature tables")(data.build_tables)
 apply_definitions = step("Apply the Feast definitions")(open_feature_store)
 assemble = step("Assemble point-in-time panels")(data.assemble_panels)
+check_leaks = step("Check for leaks")(leaks.check_leaks)
 judge_all = step("Rate and gate all variants")(judge.judge)
 register = step("Log and register the variants")(record.log_and_register_all)
 change_stages = step("Move the stages")(record.change_stages)
@@ -144,12 +145,14 @@ def _cycle(
             not_applicable = build_tables(run, market)
         with _phase(bars, "Point-in-time panels, by Feast"):
             panels = _panels(run, market, databases, [name for name in CATALOGUE if name not in not_applicable])
+        with _phase(bars, "Leaks: who knows the future"):
+            checked = check_leaks(run, market, panels)
         chosen = fit.choose_variants(config, list(panels.folders))
         with local_pool(settings.workers) as pool:
             tuned = _tune_all(run, market, panels, chosen, databases, pool, bars)
             trained = _train_all(run, market, panels, chosen, tuned, pool, bars)
         with _phase(bars, "Ratings and gates"):
-            judgement = judge_all(run, market.info, panels, {name: each.results for name, each in trained.items()})
+            judgement = judge_all(run, market.info, panels, trained, checked)
         with _phase(bars, "MLflow runs and versions"):
             registered = register(run, tracker, trained, panels, judgement, market.info.sessions_per_year)
         with _phase(bars, "Stages"):
@@ -169,7 +172,7 @@ def _cycle(
                 reports=watched.files,
                 ended_at=datetime.now(UTC),
             )
-    return describe.summarise(
+    summary = describe.summarise(
         run,
         market,
         panels,
@@ -185,6 +188,7 @@ def _cycle(
         },
         seconds=time.monotonic() - started,
     )
+    return replace(summary, gate={**summary.gate, "Leak check": checked.describe()})
 
 
 def _name_run(settings: Settings, config: CycleConfig, market: Market, now: datetime) -> Run:

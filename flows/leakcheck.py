@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -17,14 +20,25 @@ from rich.table import Table
 
 from feature_repo.aggregates.attach import pipeline_bars
 from feature_repo.leakage.challenges import newest, pick_moments
-from feature_repo.leakage.checks import Builder, check_features, check_replay, once_a_market
-from feature_repo.leakage.findings import Checked, together
+from feature_repo.leakage.checks import (
+    Reader,
+    check_features,
+    check_reader,
+    check_replay,
+    once_a_market,
+    questions_at,
+)
+from feature_repo.leakage.findings import Checked, micros, together
 from feature_repo.market.schema import Market
-from feature_repo.pipelines.build import NotApplicableError, build_features
 from feature_repo.pipelines.catalog import CATALOGUE, PIPELINES, pipeline
-from feature_repo.store.tables import append_rows
+from feature_repo.store.online_embedded import EmbeddedBackend
+from feature_repo.store.online_values import OnlineValues, OnlineView
+from feature_repo.store.packed import Unpacked
+from feature_repo.store.read_through import ReadThrough
+from feature_repo.store.tables import append_rows, read_rows
 from flows.cycle import CycleConfig
 from flows.steps import data
+from flows.steps.leaks import feature_builders
 from flows.steps.run import Run
 from training.dataset import Panel
 from training.leakage.canary import CANARY, canary_rows, check_canary, panel_reads
@@ -34,13 +48,21 @@ from training.leakage.verdict import LeakVerdict, make_verdict
 from training.panels import PanelError, load_panel
 from training.splits.walk_forward import SplitError
 
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+_ReadAt: TypeAlias = Callable[[Sequence[str], datetime], Unpacked]
+
 NUM_BARS: Final = 700
 """Newest bars that are checked: the longest window, a fold and its lookback, and two months to look from."""
 LOOKED_AT: Final = 42
 NUM_MOMENTS: Final = 6
 NUM_PANEL_MOMENTS: Final = 2
+NUM_RESTATED: Final = 3  # times of restatements that are served, beside the moments
 _FEATURE_CHECKS: Final = ("truncation", "restatement", "changed future", "replay")
 _PANEL_CHECKS: Final = ("samples", "labels", "label in features", "folds")
+_ONLINE_CHECKS: Final = ("materialised", "read-through")
+_LONG_AGO: Final = datetime(1970, 1, 2, tzinfo=UTC)
 _SEED: Final = 7
 _NAME: Final = "leakcheck"
 
@@ -82,7 +104,7 @@ def check_market(
     whole = data.load(config, now)
     tail = newest(whole, interval, num_bars=NUM_BARS)
     moments = pick_moments(tail, interval, num_bars=LOOKED_AT, num_moments=NUM_MOMENTS)
-    builders, not_applicable = _builders(tail, interval, (only,) if only else tuple(PIPELINES), now)
+    builders, not_applicable = feature_builders(tail, interval, (only,) if only else tuple(PIPELINES), now)
     tell(f"Checking {len(builders)} feature tables at {len(moments)} moments ...")
     rng = np.random.default_rng(_SEED)
     tables = check_features(builders, tail, moments, rng=rng)
@@ -90,6 +112,9 @@ def check_market(
         replayed = check_replay(builders, tail, moments[::2], folder=Path(folder))
     features = {name: together([tables[name], replayed[name]]) for name in builders}
     verdicts = _verdicts(features, tail, moments, _FEATURE_CHECKS, "features")
+    tell("Checking what is served online ...")
+    online = check_online(config, tail, list(builders), moments, now)
+    verdicts += _verdicts(online, tail, moments, _ONLINE_CHECKS, "online")
     names = [name for name in builders if name in CATALOGUE]
     tell(f"Checking {len(names)} panels and the canary ...")
     try:
@@ -114,29 +139,6 @@ def render(console: Console, report: LeakReport) -> None:
     for verdict in report.verdicts:
         for finding in verdict.findings:
             console.print(f"{verdict.subject}: {finding.message}", style="red", markup=False, soft_wrap=True)
-
-
-def _builders(
-    market: Market, interval: str, names: Sequence[str], now: datetime
-) -> tuple[dict[str, Builder], dict[str, str]]:
-    """A builder a pipeline, which share each market's bars; and the pipelines that don't apply, with the reason."""
-    bars = once_a_market(lambda each: pipeline_bars(each, interval))
-
-    def build(name: str, each: Market) -> pd.DataFrame:
-        return build_features(
-            pipeline(name), bars(each), producer=_NAME, producer_version=_NAME, run_id=_NAME, written_at=now
-        )
-
-    builders: dict[str, Builder] = {}
-    not_applicable = {}
-    for name in names:
-        try:
-            build(name, market)
-        except NotApplicableError as reason:
-            not_applicable[name] = str(reason)
-        else:
-            builders[name] = partial(build, name)
-    return builders, not_applicable
 
 
 def _check_panels(
@@ -180,6 +182,121 @@ def _run_cycle(
         made = data.assemble_panels(run, market, names, store)
         # what is mapped stays readable when its folder is gone
         return _Cycle(panels={name: load_panel(path) for name, path in made.folders.items()}, folds=made)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Materialised:
+    """A view's online values, brought up to each moment that is asked about; moments must rise.
+
+    After each materialisation the one before is done again, as a job that is retried late: it may change nothing.
+    """
+
+    store: FeatureStore
+    view: OnlineView
+    values: OnlineValues
+    done_until: list[datetime] = field(default_factory=lambda: [_LONG_AGO])
+
+    def read_at(self, entities: Sequence[str], now: datetime) -> Unpacked:
+        """What is served then."""
+        self.store.config.online_store.as_of = now
+        self.done_until.append(now)
+        for start, end in list(pairwise(self.done_until))[:-3:-1]:
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # Feast reports each view
+                self.store.materialize(start, end, feature_views=[self.view.name])
+        return self.values.read_features(self.view, entities, now=now)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Missed:
+    """A view's values computed from recent bars, as where the online store has none."""
+
+    through: ReadThrough
+
+    def read_at(self, entities: Sequence[str], now: datetime) -> Unpacked:
+        """What is served then, from an empty store."""
+        self.through.values.drop_view(self.through.view)
+        return self.through.read_features(entities, now=now).found
+
+
+def check_online(
+    config: CycleConfig, market: Market, names: Sequence[str], moments: Sequence[pd.Timestamp], now: datetime
+) -> dict[str, Checked]:
+    """What is served online against the rule's answers, when it was materialised and when it is computed on a miss."""
+    from feature_repo.definitions.repo import open_feature_store  # Feast takes seconds to import
+    from feature_repo.store.online import online_view
+
+    bars = pipeline_bars(market, config.interval)
+    with tempfile.TemporaryDirectory() as folder:
+        run = _run(config, market, now, Path(folder))
+        data.build_tables(run, market)
+        registry = f"sqlite:///{folder}/registry.db"
+        store = open_feature_store(
+            project=_NAME, registry=registry, features_root=run.features, interval=config.interval
+        )
+        kept, none = Path(store.config.online_store.path), Path(folder) / "none"
+        with _online_values(kept) as online, _online_values(none) as empty:
+            checked = {}
+            for name in names:
+                spec = pipeline(name)
+                view = online_view(store.get_feature_view(spec.view_name), store.config)
+                through = ReadThrough(values=empty, pipeline=spec, bars_of=partial(_bars_of, bars), ttl=view.ttl)
+                reads = (
+                    _Materialised(store=store, view=view, values=online).read_at,
+                    _Missed(through=through).read_at,
+                )
+                checked[name] = _check_served(read_rows(run.features / spec.view_name), view, reads, moments)
+    return checked
+
+
+def _check_served(
+    table: pd.DataFrame, view: OnlineView, reads: Sequence[_ReadAt], moments: Sequence[pd.Timestamp]
+) -> Checked:
+    if table.empty:
+        return Checked()
+    questions = questions_at(sorted(set(table["entity_key"])), _asked(moments, table))
+    return together(
+        check_reader(_reader(read_at, view.features), table, questions, ttl=view.ttl, check=check)
+        for check, read_at in zip(_ONLINE_CHECKS, reads, strict=True)
+    )
+
+
+@contextmanager
+def _online_values(folder: Path) -> Iterator[OnlineValues]:
+    values = OnlineValues(EmbeddedBackend(folder), project=_NAME)
+    try:
+        yield values
+    finally:
+        values.backend.close()
+
+
+def _bars_of(bars: pd.DataFrame, entities: Sequence[str], _now: datetime) -> pd.DataFrame:
+    return bars[bars["entity_key"].isin(entities)]
+
+
+def _reader(read_at: _ReadAt, features: Sequence[str]) -> Reader:
+    """A reader of many moments made of one of a moment, which is asked about them in their order."""
+
+    def read(questions: pd.DataFrame) -> pd.DataFrame:
+        parts = []
+        for moment, asked in questions.groupby("event_timestamp", sort=True):
+            found = read_at(asked["entity_key"].tolist(), pd.Timestamp(moment).to_pydatetime())
+            parts.append(pd.DataFrame(found.values_NF, columns=list(features), index=asked.index))
+        return pd.concat(parts).loc[questions.index]
+
+    return read
+
+
+def _asked(moments: Sequence[pd.Timestamp], table: pd.DataFrame) -> pd.DatetimeIndex:
+    """The moments and the newest at which an answer was restated, and before each the last that brought any news."""
+    event, entity = micros(table["event_time"]), table["entity_key"].to_numpy(dtype=str)
+    known = np.maximum(event, micros(table["ingest_time"]))
+    order = np.lexsort((known, entity))
+    again, before = order[1:], order[:-1]
+    restated = np.unique(known[again][(entity[again] == entity[before]) & (event[again] == event[before])])
+    at = np.union1d(micros(pd.DatetimeIndex(moments)), restated[-NUM_RESTATED:])
+    news = np.unique(known)
+    asked = np.union1d(at, news[np.maximum(np.searchsorted(news, at) - 1, 0)])
+    return pd.DatetimeIndex(asked).tz_localize("UTC")
 
 
 def _check_canary(config: CycleConfig, market: Market, name: str, now: datetime, rng: np.random.Generator) -> Checked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flows.cycle import CycleSummary, RankedVariant
@@ -71,7 +72,7 @@ def _ranking(ranking: Sequence[RankedVariant]) -> Table:
 
 def _stages(console: Console, summary: CycleSummary) -> None:
     for name, text in summary.gate.items():
-        console.print(f"[bold]{name}[/]: {text}")
+        console.print(f"[bold]{name}[/]: {escape(text)}")
     production = [row for row in summary.ranking if row.stage == "Production"]
     staging = [row for row in summary.ranking if row.stage == "Staging"]
     if not production:

@@ -30,7 +30,19 @@ from training.variants import Variant
 
 Kind = Literal["oos", "live"]
 # The distributions whose versions decide what a fit gives.
-_DECIDING: Final = ("numpy", "scipy", "numba", "torch", "lightgbm", "statsmodels", "stable-baselines3", "scikit-learn")
+_DECIDING: Final = (
+    "numpy",
+    "scipy",
+    "numba",
+    "torch",
+    "lightgbm",
+    "xgboost-cpu",
+    "arch",
+    "statsmodels",
+    "stable-baselines3",
+    "scikit-learn",
+    "threadpoolctl",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

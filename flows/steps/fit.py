@@ -30,7 +30,7 @@ class Trained:
 
 def choose_variants(config: CycleConfig, pipelines: Sequence[str]) -> list[Variant]:
     """The budget's choice from the catalogue over the pipelines that apply."""
-    return choose(catalogue(pipelines), config.variants)
+    return choose([variant for variant in catalogue() if variant.pipeline in pipelines], config.variants)
 
 
 def fold_task(

@@ -10,11 +10,13 @@ import numpy as np
 from feature_repo.market.schema import MarketInfo
 from flows.cycle import CycleConfig
 from flows.steps.data import Panels
+from flows.steps.fit import Trained
+from flows.steps.leaks import LeakCheck
 from flows.steps.run import Run
 from training.metrics.performance import MIN_BETA_BARS
 from training.panels import load_panel
 from training.rating.engine import Ratings, rate
-from training.rating.gates import GateResult, Verdict, deflated_sharpe, skilled, track_record
+from training.rating.gates import GateResult, Verdict, deflated_sharpe, leaks, skilled, track_record
 from training.rating.selection import Selection, select
 from training.rating.tracks import Tracks, build_tracks
 from training.signals import SignalStore
@@ -33,8 +35,9 @@ class Judgement:
     failed: Mapping[str, str]
 
 
-def judge(run: Run, info: MarketInfo, panels: Panels, results: Mapping[str, Sequence[FoldResult]]) -> Judgement:
+def judge(run: Run, info: MarketInfo, panels: Panels, trained: Mapping[str, Trained], checked: LeakCheck) -> Judgement:
     """Rate every variant that trained, gate all trials together, and choose the stages."""
+    results = {variant: each.results for variant, each in trained.items()}
     failed = {variant: reason for variant, folds in results.items() if (reason := _failure(folds))}
     thresholds = {
         variant: {fold.key: fold.threshold for fold in folds if fold.kind == "oos"}
@@ -47,7 +50,8 @@ def judge(run: Run, info: MarketInfo, panels: Panels, results: Mapping[str, Sequ
     ratings = rate(tracks, panels.benchmark_T[at], periods_per_year=info.sessions_per_year)
     # Before there are bars enough for a beta a residual is a raw return, and on those holding the market is "skill".
     gate = skilled(_every_trial(ratings.residual_VT[:, MIN_BETA_BARS:], len(failed)), seed=run.config.seed)
-    verdicts = _verdicts(ratings, gate, info.sessions_per_year)
+    clean = {variant: _leaks(panels, trained[variant].variant.pipeline, checked) for variant in ratings.variants}
+    verdicts = _verdicts(ratings, gate, clean, info.sessions_per_year)
     return Judgement(
         tracks=tracks,
         ratings=ratings,
@@ -68,11 +72,17 @@ def _every_trial(residual_VT: np.ndarray, num_failed: int) -> np.ndarray:
     return np.vstack([residual_VT, np.full((num_failed, residual_VT.shape[1]), np.nan)])
 
 
-def _verdicts(ratings: Ratings, gate: GateResult, periods_per_year: int) -> dict[str, list[Verdict]]:
+def _leaks(panels: Panels, pipeline: str, checked: LeakCheck) -> Verdict:
+    return leaks(checked.verdicts.get(pipeline), fingerprint=panels.fingerprints[pipeline])
+
+
+def _verdicts(
+    ratings: Ratings, gate: GateResult, clean: Mapping[str, Verdict], periods_per_year: int
+) -> dict[str, list[Verdict]]:
     skill = gate.verdicts(periods_per_year=periods_per_year)
     deflated = deflated_sharpe(ratings.residual_VT)
     return {
-        variant: [skill[v], track_record(ratings.residual_VT[v]), deflated[v]]
+        variant: [clean[variant], skill[v], track_record(ratings.residual_VT[v]), deflated[v]]
         for v, variant in enumerate(ratings.variants)
     }
 

@@ -17,7 +17,7 @@ from training.signals import SignalStore
 from training.splits.walk_forward import final_fold, walk_forward
 from training.trainer import FoldTask, model_folder, train_fold, validation_ic
 from training.tuning import tune
-from training.variants import catalogue
+from training.variants import full_grid
 
 LENGTHS = {"train": 120, "validate": 40}
 
@@ -32,7 +32,7 @@ def task(panel_folder, tmp_path):
     panel = load_panel(panel_folder)
     times = (panel.sample_times_T, panel.labels.start_T, panel.labels.end_T)
     fold = walk_forward(*times, **LENGTHS, test=20, step=20, num_folds=2)[0]
-    variant = next(v for v in catalogue(["toy"]) if v.architecture == "lightgbm" and v.lookback == 7)
+    variant = next(v for v in full_grid(["toy"]) if v.architecture == "lightgbm" and v.lookback == 7)
     return FoldTask(
         variant=variant,
         params={**architecture("lightgbm").defaults(), **dict(variant.params)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ class LeakVerdict:
     """What the checks of one subject (a pipeline, a panel, a dataset) came to.
 
     ``fingerprint`` is that of the data that was checked, ``checks`` names what was done, ``checked_at`` the moments
-    (aware UTC) at which.
+    (aware UTC) at which, ``scope`` how far back it looked. ``code`` is the fingerprint of the source that made the data
+    and checked them: by another one they would have to be checked again.
     """
 
     subject: str
@@ -31,6 +33,8 @@ class LeakVerdict:
     findings: tuple[LeakFinding, ...]
     num_compared: int
     checked_at: tuple[datetime, ...]
+    scope: str = ""
+    code: str = ""
 
     @property
     def clean(self) -> bool:
@@ -38,14 +42,17 @@ class LeakVerdict:
         return self.num_compared > 0 and not self.findings
 
     def to_json(self) -> str:
-        """As text that is the same for equal verdicts."""
-        return json.dumps({"clean": self.clean, **asdict(self)}, indent=2, sort_keys=True, default=_iso) + "\n"
+        """As text that is the same for equal verdicts, with a checksum that shows where it was edited."""
+        facts = {"clean": self.clean, **asdict(self)}
+        return json.dumps({**facts, "sha256": _sha256(facts)}, indent=2, sort_keys=True, default=_iso) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> LeakVerdict:
         """Read back ``to_json``; whatever isn't a verdict, or contradicts itself, is a ``LeakageError``."""
         try:
             facts = json.loads(text)
+            if facts.pop("sha256") != _sha256(facts):
+                raise ValueError("it was edited: its checksum is that of another text")
             claimed = facts.pop("clean")
             verdict = cls(
                 findings=tuple(_finding(each) for each in facts.pop("findings")),
@@ -63,7 +70,14 @@ class LeakVerdict:
 
 
 def make_verdict(
-    subject: str, checked: Checked, *, fingerprint: str, checks: Sequence[str], moments: Sequence[pd.Timestamp]
+    subject: str,
+    checked: Checked,
+    *,
+    fingerprint: str,
+    checks: Sequence[str],
+    moments: Sequence[pd.Timestamp],
+    scope: str = "",
+    code: str = "",
 ) -> LeakVerdict:
     """The verdict of what was checked at these moments."""
     return LeakVerdict(
@@ -73,6 +87,8 @@ def make_verdict(
         findings=checked.findings,
         num_compared=checked.num_compared,
         checked_at=tuple(moment.tz_convert("UTC").to_pydatetime() for moment in moments),
+        scope=scope,
+        code=code,
     )
 
 
@@ -101,6 +117,11 @@ def clean_verdict(folder: Path, *, fingerprint: str | None = None) -> bool:
     except (LeakageError, OSError, UnicodeDecodeError):
         return False
     return verdict.clean and fingerprint in (None, verdict.fingerprint)
+
+
+def _sha256(facts: dict[str, Any]) -> str:
+    text = json.dumps(facts, sort_keys=True, default=_iso)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _iso(time: object) -> str:

@@ -1,9 +1,10 @@
-"""Least squares by mini-batches with early stopping: the fit that torch regressors share."""
+"""Mini-batches with early stopping: the fit that torch regressors share, by least squares unless told otherwise."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from training.models.torch_runtime import restore_tensors, score_in_chunks, tens
 if TYPE_CHECKING:
     import torch
 
-# Tensor suffixes: S samples; the other axes of x are the network's own.
+# Tensor suffixes: S samples, B a batch of them, Q outputs; the other axes of x are the network's own.
 
 BATCH: Final = 512
 PATIENCE: Final = 3
@@ -30,6 +31,31 @@ class Regression:
     y_S: NDArray[np.float64]
 
 
+Loss: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
+
+
+def squared_error(outputs_BQ: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of the first output."""
+    import torch
+
+    return torch.nn.functional.mse_loss(outputs_BQ[:, 0], y_B)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """What a network's outputs (B, Q) are fitted to, and which of them is the score.
+
+    ``loss`` takes outputs (B, Q) and labels (B,) and gives its mean over the batch.
+    """
+
+    loss: Loss
+    num_outputs: int = 1
+    score_output: int = 0
+
+
+LEAST_SQUARES: Final = Objective(loss=squared_error)
+
+
 def train_network(
     network: torch.nn.Module,
     learn: Regression,
@@ -39,6 +65,7 @@ def train_network(
     weight_decay: float,
     budget: Budget,
     deadline: Deadline,
+    objective: Objective = LEAST_SQUARES,
 ) -> None:
     """Fit by AdamW and leave the network, in evaluation mode, with the weights of the epoch best on ``check``.
 
@@ -50,8 +77,8 @@ def train_network(
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     best_loss, best_epoch, best = np.inf, 0, tensors_state(network)
     for epoch in range(budget.max_epochs):
-        _train_epoch(network, optimizer, learn, deadline)
-        loss = _check_loss(network, check)
+        _train_epoch(network, optimizer, learn, deadline, objective)
+        loss = _check_loss(network, check, objective)
         if loss < best_loss or not len(check.y_S):
             best_loss, best_epoch, best = loss, epoch, tensors_state(network)
         elif epoch - best_epoch >= PATIENCE:
@@ -60,13 +87,19 @@ def train_network(
     network.eval()
 
 
-def score_samples(network: torch.nn.Module, x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Scores (S,) of a network with one output."""
-    return score_in_chunks(network, x, num_outputs=1)[:, 0]
+def score_samples(
+    network: torch.nn.Module, x: NDArray[np.float32], *, objective: Objective = LEAST_SQUARES
+) -> NDArray[np.float64]:
+    """Scores (S,): the output of the network that the objective names."""
+    return score_in_chunks(network, x, num_outputs=objective.num_outputs)[:, objective.score_output]
 
 
 def _train_epoch(
-    network: torch.nn.Module, optimizer: torch.optim.Optimizer, learn: Regression, deadline: Deadline
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    learn: Regression,
+    deadline: Deadline,
+    objective: Objective,
 ) -> None:
     import torch
 
@@ -75,16 +108,19 @@ def _train_epoch(
     for batch in torch.randperm(len(y_S)).split(BATCH):
         deadline.check("a training batch")
         optimizer.zero_grad()
-        loss = torch.nn.functional.mse_loss(network(x[batch])[:, 0], y_S[batch])
+        loss = objective.loss(network(x[batch]), y_S[batch])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
 
 
-def _check_loss(network: torch.nn.Module, check: Regression) -> float:
-    """Mean squared error on ``check``, 0 without samples; a network that diverged fails the fit."""
+def _check_loss(network: torch.nn.Module, check: Regression, objective: Objective) -> float:
+    """The loss on ``check``, 0 without samples; a network that diverged fails the fit."""
+    import torch
+
     network.eval()
-    loss = float(np.square(score_samples(network, check.x) - check.y_S).sum()) / max(len(check.y_S), 1)
+    outputs_SQ = torch.from_numpy(score_in_chunks(network, check.x, num_outputs=objective.num_outputs))
+    loss = float(objective.loss(outputs_SQ, torch.from_numpy(check.y_S))) if len(check.y_S) else 0.0
     if not np.isfinite(loss) or not all(np.isfinite(array).all() for array in tensors_state(network).values()):
         raise ModelError("the network diverged: its loss or weights are not finite; lower learning_rate")
     return loss

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from training.leakage.verdict import LeakVerdict
 from training.metrics import performance as perf
 
 FloatArray = NDArray[np.float64]
@@ -19,7 +20,7 @@ MIN_DAYS: Final = 126
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What a gate said of one variant; ``value`` is to beat ``threshold``. Without ``veto`` it only warns."""
+    """What a gate said of one variant; ``value`` is held against ``threshold``. Without ``veto`` it only warns."""
 
     gate: str
     ok: bool
@@ -133,6 +134,30 @@ def deflated_sharpe(returns_VT: FloatArray, *, level: float = 0.05) -> list[Verd
     spread = float(known.std(ddof=1)) if len(known) > 1 else 0.0
     hurdle = perf.expected_max_sharpe(spread, len(returns_VT))
     return [_deflated(float(p), level, len(returns_VT)) for p in perf.psr(returns_VT, benchmark_sharpe=hurdle)]
+
+
+def leaks(verdict: LeakVerdict | None, *, fingerprint: str) -> Verdict:
+    """Whether what a variant was trained on, the panel with this fingerprint, was found clean by the leak detector.
+
+    ``value`` counts findings, of which there may be none; it is NaN without a verdict on these data.
+    """
+    if verdict is None:
+        return _leaks(np.nan, "its panel was not checked for leaks")
+    if verdict.fingerprint != fingerprint:
+        other, own = verdict.fingerprint[:12], fingerprint[:12]
+        return _leaks(np.nan, f"the leak verdict is about other data ({other}) than its panel ({own})")
+    if not verdict.num_compared:
+        return _leaks(np.nan, "the check of its panel for leaks compared nothing, which proves nothing")
+    num = len(verdict.findings)
+    compared = f"{verdict.num_compared:,} values compared at {len(verdict.checked_at)} moments"
+    if not num:
+        return _leaks(0.0, f"nothing in its panel knows the future: {compared}")
+    first = verdict.findings[0].message
+    return _leaks(num, f"its panel knows the future: {num} leaks in {compared}, the first: {first}")
+
+
+def _leaks(num_found: float, why: str) -> Verdict:
+    return Verdict(gate="leaks", ok=num_found == 0, value=float(num_found), threshold=0.0, why=why)
 
 
 def _deflated(probability: float, level: float, num_trials: int) -> Verdict:

@@ -1,11 +1,17 @@
-"""Gates: luck passes rarely, planted skill does, and the market isn't skill."""
+"""Gates: luck passes rarely, planted skill does, the market isn't skill, and nothing passes that knew the future."""
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from feature_repo.leakage.findings import LeakFinding
+from training.leakage.verdict import LeakVerdict
 from training.metrics.performance import beta_residual, psr
-from training.rating.gates import deflated_sharpe, skilled, track_record
+from training.rating.gates import deflated_sharpe, leaks, skilled, track_record
 
 YEAR = 252
 BAR = YEAR**-0.5  # an annual Sharpe ratio of one, per bar
@@ -147,3 +153,48 @@ def test_deflated_sharpe_warns_of_the_luckiest_but_not_of_the_skilled():
     returns[3] += returns[3].std() * 6 * BAR
     assert deflated_sharpe(returns)[3].ok
     assert not any(verdict.veto for verdict in verdicts)
+
+
+MOMENT = datetime(2020, 1, 2, tzinfo=UTC)
+LEAK = LeakFinding(
+    check="truncation",
+    entity="A",
+    event_time=MOMENT,
+    feature="return_1",
+    moment=MOMENT,
+    expected=None,
+    got=0.5,
+    message="return_1 of A rests on the future",
+)
+CLEAN = LeakVerdict(
+    subject="momentum: panel",
+    fingerprint="abc",
+    checks=("truncation",),
+    findings=(),
+    num_compared=12_345,
+    checked_at=(MOMENT, MOMENT),
+)
+
+
+def test_a_clean_panel_passes_with_the_number_compared():
+    verdict = leaks(CLEAN, fingerprint="abc")
+    assert verdict.ok
+    assert verdict.why == "nothing in its panel knows the future: 12,345 values compared at 2 moments"
+    assert (verdict.gate, verdict.value, verdict.threshold, verdict.veto) == ("leaks", 0, 0, True)
+
+
+@pytest.mark.parametrize(
+    ("found", "value", "said"),
+    [
+        (replace(CLEAN, findings=(LEAK, LEAK)), 2, "2 leaks in 12,345 values .* the first: return_1 of A rests on"),
+        (replace(CLEAN, fingerprint="other"), np.nan, r"about other data \(other\) than its panel \(abc\)"),
+        (replace(CLEAN, num_compared=0), np.nan, "compared nothing"),
+        (None, np.nan, "was not checked"),
+    ],
+)
+def test_a_leak_or_no_verdict_on_these_data_vetoes(found, value, said):
+    verdict = leaks(found, fingerprint="abc")
+    assert verdict.veto
+    assert not verdict.ok
+    assert verdict.value == pytest.approx(value, nan_ok=True)
+    assert re.search(said, verdict.why)

@@ -109,6 +109,7 @@ def _settings(params: Params, seed: int) -> dict[str, Any]:
 ARCHITECTURE = Architecture(
     name="lightgbm",
     family="classical",
+    cost_s=0.2,
     source="Ke et al. (2017), LightGBM: A Highly Efficient Gradient Boosting Decision Tree, NeurIPS",
     model=LightGBMModel,
     grid={"num_leaves": ("n", (7, 15))},

@@ -33,9 +33,10 @@ def build(num_features: int, lookback: int, params: Params) -> torch.nn.Module: 
 ARCHITECTURE = Architecture(
     name="lstm",
     family="deep",
+    cost_s=4.0,
     source="Hochreiter and Schmidhuber (1997), Long Short-Term Memory, Neural Computation 9(8)",
     model=SequenceRegressor(build),
-    grid={"hidden_size": ("h", (32, 64))},
+    grid={"hidden_size": ("h", (64, 128, 256))},
     space={
         "learning_rate": (3e-3, 1e-3, 1e-2),
         "dropout": (0.1, 0.0, 0.3),

@@ -15,7 +15,7 @@ from training.models.deadline import Deadline
 from training.models.spec import Budget, Params, State
 from training.models.state import load_state, save_state
 from training.models.torch_runtime import one_thread, private_randomness, restore_tensors, tensors_state
-from training.models.torch_training import Regression, score_samples, train_network
+from training.models.torch_training import LEAST_SQUARES, Objective, Regression, score_samples, train_network
 from training.models.windows import Scaler, SequenceSamples, require_labels, scatter_TN, sequence_samples
 
 if TYPE_CHECKING:
@@ -26,23 +26,24 @@ if TYPE_CHECKING:
 NETWORK: Final = "network."
 
 Build: TypeAlias = "Callable[[int, int, Params], torch.nn.Module]"
-"""``(num_features, lookback, params)`` to a module from (B, L, F) to (B, 1).
+"""``(num_features, lookback, params)`` to a module from (B, L, F) to (B, 1), or to the objective's outputs.
 
 Its first weights come from torch's random state; importing torch is left to the call.
 """
 
 
 class SequenceModel:
-    """A network over the scaled rows of the lookback, pooled over entities, fitted by least squares.
+    """A network over the scaled rows of the lookback, pooled over entities, fitted to the objective.
 
     Unknown features are 0, their median, after scaling. ``params`` hold the network's own, ``learning_rate`` and
     ``weight_decay``.
     """
 
-    def __init__(self, build: Build, params: Params, *, lookback: int) -> None:
+    def __init__(self, build: Build, params: Params, *, lookback: int, objective: Objective = LEAST_SQUARES) -> None:
         self._build = build
         self._params = dict(params)
         self._lookback = lookback
+        self._objective = objective
 
     def fit(self, train: Window, valid: Window, *, seed: int, budget: Budget) -> None:
         deadline = Deadline(budget)
@@ -59,11 +60,13 @@ class SequenceModel:
                 weight_decay=float(self._params["weight_decay"]),
                 budget=budget,
                 deadline=deadline,
+                objective=self._objective,
             )
 
     def predict(self, window: Window) -> NDArray[np.float64]:
         samples = sequence_samples(window)
-        return scatter_TN(window, score_samples(self._network, self._scaled(samples).x), samples.index_S2)
+        score_S = score_samples(self._network, self._scaled(samples).x, objective=self._objective)
+        return scatter_TN(window, score_S, samples.index_S2)
 
     def state(self) -> State:
         tensors = {NETWORK + name: array for name, array in tensors_state(self._network).items()}
@@ -91,9 +94,10 @@ class SequenceRegressor:
     """The factory of an architecture: ``SequenceRegressor(build)``."""
 
     build: Build
+    objective: Objective = LEAST_SQUARES
 
     def __call__(self, params: Params, *, lookback: int) -> SequenceModel:
-        return SequenceModel(self.build, params, lookback=lookback)
+        return SequenceModel(self.build, params, lookback=lookback, objective=self.objective)
 
     def load(self, folder: Path) -> SequenceModel:
         """A saved model, as it was."""

@@ -222,6 +222,7 @@ def _component_regression(
 ARCHITECTURE = Architecture(
     name="arima",
     family="econometric",
+    cost_s=0.02,
     source="Box and Jenkins (1970), Time Series Analysis: Forecasting and Control",
     model=ArimaModel,
     grid={"p": ("p", (1, 2)), "q": ("q", (0, 1))},

@@ -89,7 +89,9 @@ class TradingEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
 
     def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Hold the position of ``action`` over the coming label."""
-        position = POSITIONS[int(action)]
+        return self._hold(POSITIONS[int(action)])
+
+    def _hold(self, position: float) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         cost = self._walk.cost_T[self._step] * abs(position - self._position)
         reward = position * self._walk.reward_T[self._step] - cost
         self._step, self._position = self._step + 1, position
