@@ -98,7 +98,8 @@ def check_market(
     """Check the pipelines (or the one named) of a market given by name or directory, and the panels made of them.
 
     The newest ``NUM_BARS`` bars are checked at ``NUM_MOMENTS`` moments, and at those of late or restated rows, among
-    the newest ``LOOKED_AT``; panels, which take longer, at ``NUM_PANEL_MOMENTS``. ``tell`` is told what goes on.
+    the newest ``LOOKED_AT``; what is served online also when it was restated; panels, which take longer, at
+    ``NUM_PANEL_MOMENTS``. ``tell`` is told what goes on.
     """
     config = CycleConfig(market=market, interval=interval, folds=1)
     whole = data.load(config, now)

@@ -73,15 +73,19 @@ class LeakCheck:
 
     def describe(self) -> str:
         """What was found, in a line."""
-        said = []
-        if clean := [verdict for verdict in self.verdicts.values() if verdict.clean]:
-            num_compared = sum(verdict.num_compared for verdict in clean)
-            said.append(f"{len(clean)} panels clean, {num_compared:,} values compared")
-        for verdict in self.verdicts.values():
-            if verdict.findings:
-                more = f" (and {len(verdict.findings) - 1} more)" if len(verdict.findings) > 1 else ""
-                said.append(f"{verdict.subject} LEAKS: {verdict.findings[0].message}{more}")
+        clean = [verdict for verdict in self.verdicts.values() if verdict.clean]
+        num_compared = sum(verdict.num_compared for verdict in clean)
+        num_panels = len(self.verdicts) + len(self.not_checked)
+        said = [f"{len(clean)} of {num_panels} panels clean, {num_compared:,} values compared in them"]
+        said += [_told(verdict) for verdict in self.verdicts.values() if not verdict.clean]
         return "; ".join([*said, *(f"{name} not checked: {reason}" for name, reason in self.not_checked.items())])
+
+
+def _told(verdict: LeakVerdict) -> str:
+    if not verdict.findings:
+        return f"{verdict.subject}: nothing could be compared"
+    more = f" (and {len(verdict.findings) - 1} more)" if len(verdict.findings) > 1 else ""
+    return f"{verdict.subject} LEAKS: {verdict.findings[0].message}{more}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,10 +114,10 @@ def check_leaks(run: Run, market: Market, panels: Panels) -> LeakCheck:
     try:
         tail, not_checked = _tail(run, market, todo)
         features = check_features(tail.builders, tail.market, tail.moments, rng=np.random.default_rng(_SEED))
+        bar = [features[BAR], _check_stored(run, tail, BAR)]
     except LeakageError as reason:
         return LeakCheck(verdicts=verdicts, not_checked=dict.fromkeys(todo, str(reason)))
     with _stored_until(run, market, todo, tail.moments[len(tail.moments) // 2]) as cut:
-        bar = [features[BAR], _check_stored(run, tail, BAR)]
         for name in [name for name in todo if name not in not_checked]:
             try:
                 own = [features[name], _check_stored(run, tail, name), _check_panel(run, market, panels, name, cut)]

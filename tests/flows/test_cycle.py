@@ -29,12 +29,17 @@ def _run(home: Path, market: Path) -> subprocess.CompletedProcess:
     return subprocess.run(_command(market), env=env, capture_output=True, text=True, timeout=400, check=False)
 
 
+def _published(home: Path) -> int:
+    return len(list((home / "cycles").rglob("result.json")))
+
+
 def _kill_in_training(home: Path, market: Path, *, after: int, how: signal.Signals) -> int:
-    """Start a run and send a signal once ``after`` fits are published; returns the exit status."""
+    """Start a run and send a signal once ``after`` more fits are published; returns the exit status."""
+    published = _published(home)
     env = {**os.environ, "PERENNIAL_HOME": str(home), "PREFECT_HOME": str(home / "prefect")}
     run = subprocess.Popen(_command(market), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while run.poll() is None and len(list((home / "cycles").rglob("result.json"))) < after:
+        while run.poll() is None and _published(home) < published + after:
             time.sleep(0.05)
         assert run.poll() is None, "the run ended before it could be killed"
         run.send_signal(how)
@@ -78,7 +83,7 @@ def killed(market, tmp_path_factory):
     home = tmp_path_factory.mktemp("killed")
     statuses = [
         _kill_in_training(home, market, after=2, how=signal.SIGKILL),
-        _kill_in_training(home, market, after=5, how=signal.SIGINT),
+        _kill_in_training(home, market, after=3, how=signal.SIGINT),
     ]
     before = {path.parent.name: path.stat().st_mtime_ns for path in (home / "cycles").rglob("result.json")}
     done = _run(home, market)
@@ -165,7 +170,9 @@ def test_drift_metrics_and_reports_are_there(undisturbed):
     staged = {name.split(".", 1)[1] for name, (stage, _) in undisturbed["stages"].items() if stage != "None"}
     assert set(rows) == {(variant, signal) for variant in staged for signal in ("psi", "ic", "sharpe")}
     pages = list((undisturbed["home"] / "reports").rglob("*.html"))
-    assert {page.stem for page in pages} == {"drift_momentum", "drift_technical", "drift_volatility"}
+    assert {page.stem for page in pages} == {
+        f"drift_{name}" for name in ("cross_asset", "momentum", "ohlcv", "order_flow", "technical", "volatility")
+    }
 
 
 def test_status_shows_what_is_trading(undisturbed):

@@ -131,7 +131,7 @@ def test_sound_panels_are_clean_and_the_verdict_lies_beside_them(run, market, pa
         assert clean_verdict(folder, fingerprint=load_panel(folder).fingerprint)
         assert check.verdicts[name].num_compared > 10_000
         assert len(check.verdicts[name].checked_at) == 4
-    assert "2 panels clean" in check.describe()
+    assert "2 of 2 panels clean" in check.describe()
 
 
 def test_a_verdict_is_made_once_for_the_same_data_and_code(run, market, panels, tmp_path) -> None:
@@ -172,7 +172,7 @@ def test_a_leaky_pipeline_is_told(leaking) -> None:
     assert {"truncation", "changed future", "label in features"} <= told(check, "momentum")
     assert check.verdicts["volatility"].clean
     assert [clean_verdict(folders[name]) for name in NAMES] == [False, True]
-    assert "1 panels clean" in check.describe()
+    assert "1 of 2 panels clean" in check.describe()
     assert "momentum: panel LEAKS: truncation: " in check.describe()
 
 
