@@ -49,3 +49,8 @@ lagged = njit(cache=True, nogil=True)(lagged_python)
 def log_return(x: FloatArray, lag: int) -> FloatArray:
     """ln(x[i] / x[i - lag]); NaN for the first ``lag`` bars and where a price is not positive."""
     return log_ratio(x, lagged(x, lag))
+
+
+def log_share(x: FloatArray, average: FloatArray) -> FloatArray:
+    """ln(1 + x / average): 0 for none, ln 2 for an average one."""
+    return log_ratio(average + x, average)

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from feature_repo.kernels.elementwise import lagged, log_ratio, log_return, ratio
+from feature_repo.kernels.elementwise import lagged, log_ratio, log_return, log_share, ratio
 from feature_repo.kernels.rolling import rolling_max, rolling_mean, rolling_min, rolling_std, rolling_trend_t
 from feature_repo.pipelines.base import Columns, Feature, FloatArray, pipeline_of
 
@@ -70,17 +70,12 @@ def _close_location(columns: Columns) -> FloatArray:
     return _of_range((columns["close"] - columns["low"]) - (columns["high"] - columns["close"]), columns)
 
 
-def _log_share(x: FloatArray, average: FloatArray) -> FloatArray:
-    """ln(1 + x / average): finite for a bar without volume, ln 2 for an average one."""
-    return log_ratio(average + x, average)
-
-
 def _volume_ratio(columns: Columns) -> FloatArray:
-    return _log_share(columns["volume"], rolling_mean(columns["volume"], 20))
+    return log_share(columns["volume"], rolling_mean(columns["volume"], 20))
 
 
 def _volume_level(columns: Columns) -> FloatArray:
-    return _log_share(rolling_mean(columns["volume"], 5), rolling_mean(columns["volume"], 63))
+    return log_share(rolling_mean(columns["volume"], 5), rolling_mean(columns["volume"], 63))
 
 
 def _volume_z(columns: Columns, *, window: int) -> FloatArray:
@@ -94,7 +89,7 @@ def _volume_trend(columns: Columns) -> FloatArray:
 
 def _dollar_volume_ratio(columns: Columns) -> FloatArray:
     value = columns["close"] * columns["volume"]
-    return _log_share(value, rolling_mean(value, 63))
+    return log_share(value, rolling_mean(value, 63))
 
 
 def _return_on_volume(columns: Columns) -> FloatArray:

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from feature_repo.kernels.elementwise import lagged, log_ratio, log_return, ratio
+from feature_repo.kernels.elementwise import lagged, log_ratio, log_return, log_share, ratio
 from feature_repo.kernels.order_flow import (
     bulk_buy_share,
     corwin_schultz_spread,
@@ -93,17 +93,13 @@ def _trade_vpin(columns: Columns, *, window: int) -> FloatArray:
     return rolling_mean(columns["vpin"], window)
 
 
-def _log_share(x: FloatArray, average: FloatArray) -> FloatArray:
-    return log_ratio(average + x, average)
-
-
 def _trade_intensity(columns: Columns) -> FloatArray:
-    return _log_share(columns["num_trades"], rolling_mean(columns["num_trades"], 20))
+    return log_share(columns["num_trades"], rolling_mean(columns["num_trades"], 20))
 
 
 def _trade_size_ratio(columns: Columns) -> FloatArray:
     volume, num_trades = columns["volume"], columns["num_trades"]
-    return _log_share(ratio(volume, num_trades), ratio(rolling_sum(volume, 20), rolling_sum(num_trades, 20)))
+    return log_share(ratio(volume, num_trades), ratio(rolling_sum(volume, 20), rolling_sum(num_trades, 20)))
 
 
 def _quote_flow(columns: Columns, *, window: int) -> FloatArray:
