@@ -82,6 +82,19 @@ def test_a_causal_panel_is_clean_on_late_and_restated_bars() -> None:
 # Labels.
 
 
+def test_an_opening_price_that_is_told_with_its_bar_is_no_leak() -> None:
+    """The label's interval ends at the open, hours before the bar that tells it is known."""
+    market = make.market_of({"bars_1d": MARKET.tables["bars_1d"]}, calendar="XNYS")
+    moments = [end + make.LAG - pd.Timedelta("1us") for end in sorted(set(market.bars("1d")["event_time"]))[60::9]]
+    clean = check_panels({"it": panel}, market, moments, rng=np.random.default_rng(3))["it"]
+    assert clean.findings == ()
+    leaky = partial(panel, labels=over_later_than_said)
+    assert "label truncation" in {
+        finding.check
+        for finding in check_panels({"it": leaky}, market, moments, rng=np.random.default_rng(3))["it"].findings
+    }
+
+
 def from_own_close(grid, vol_TN):
     """The label starts at the close that the features used."""
     return make_labels(exec_times_T=grid.event_times_T, exec_price_TN=grid.close_TN, vol_TN=vol_TN, horizon=1)

@@ -185,14 +185,21 @@ def _check_settled_labels(panel: Panel, cut: Panel, market: Market, moment: pd.T
 
 
 def _settled(market: Market, entity: str, moment: pd.Timestamp) -> np.datetime64:
-    """The first time of which a bar of the entity was not final, or not there, at the moment."""
+    """The first time whose prices were not final, or not there, at the moment.
+
+    A bar that became known later takes all its prices with it, its opening price too: so it is the time right after the
+    bar before it.
+    """
     until = _naive(moment)
-    times = [until + _TICK]
+    settled = until + _TICK
     for name, table in market.tables.items():
         if name.startswith("bars_"):
             rows = table[table["entity_key"] == entity]
-            times.extend(micros(rows["event_time"])[known_times(name, rows) > until])
-    return min(times)
+            ends, is_later = micros(rows["event_time"]), known_times(name, rows) > until
+            if is_later.any():
+                before = ends[ends < ends[is_later].min()]
+                settled = min(settled, before.max() + _TICK if len(before) else ends.min())
+    return settled
 
 
 def _labels_at(panel: Panel, wanted: Panel, is_wanted_TN: NDArray[np.bool_]) -> FloatArray:
