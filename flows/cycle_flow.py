@@ -176,7 +176,7 @@ def _cycle(
         run,
         market,
         panels,
-        not_applicable=not_applicable,
+        not_applicable={**not_applicable, **panels.not_applicable},
         tuned=list(tuned.values()),
         trained=trained,
         judgement=judgement,

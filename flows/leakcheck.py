@@ -91,6 +91,12 @@ class _Cycle:
     panels: Mapping[str, Panel]
     folds: data.Panels
 
+    def panel(self, name: str) -> Panel:
+        """A pipeline's panel."""
+        if name not in self.panels:
+            raise PanelError(self.folds.not_applicable[name])
+        return self.panels[name]
+
 
 def check_market(
     market: str, interval: str, *, only: str | None, now: datetime, tell: Callable[[str], None]
@@ -119,7 +125,9 @@ def check_market(
     names = [name for name in builders if name in CATALOGUE]
     tell(f"Checking {len(names)} panels and the canary ...")
     try:
-        verdicts += _check_panels(config, tail, names, moments, now)
+        panels, missing = _check_panels(config, tail, names, moments, now)
+        verdicts += panels
+        not_applicable |= missing
     except (SplitError, PanelError) as reason:
         not_applicable["panels"] = str(reason)
     return LeakReport(scope=_scope(whole, tail, interval, moments), verdicts=verdicts, not_applicable=not_applicable)
@@ -144,21 +152,21 @@ def render(console: Console, report: LeakReport) -> None:
 
 def _check_panels(
     config: CycleConfig, market: Market, names: Sequence[str], moments: Sequence[pd.Timestamp], now: datetime
-) -> list[LeakVerdict]:
-    """Verdicts on the panels of these pipelines, and on the way they take through the store."""
+) -> tuple[list[LeakVerdict], Mapping[str, str]]:
+    """Verdicts on the panels of these pipelines and on their way through the store; and why others have no panel."""
     if not names:
-        return []
+        return [], {}
     rng, few = np.random.default_rng(_SEED), moments[1::3][:NUM_PANEL_MOMENTS]
     cycle = once_a_market(lambda each: _run_cycle(config, each, names, now))
-    builders = {name: partial(lambda name, each: cycle(each).panels[name], name) for name in names}
     whole = cycle(market)
+    builders = {name: partial(lambda name, each: cycle(each).panel(name), name) for name in whole.panels}
     folds = [*whole.folds.folds, *whole.folds.tuning, whole.folds.live]
     cut = {name: check_folds(panel, folds) for name, panel in whole.panels.items()}
     samples = check_panels(builders, market, few, rng=rng)
-    checked = {name: together([cut[name], samples[name]]) for name in names}
-    canary = _check_canary(config, market, names[0], now, rng)
+    checked = {name: together([cut[name], samples[name]]) for name in whole.panels}
+    canary = _check_canary(config, market, next(iter(whole.panels)), now, rng)
     way = _verdicts({"the store": canary}, market, (), ("canary",), "from table to panel")
-    return _verdicts(checked, market, few, _PANEL_CHECKS, "panel") + way
+    return _verdicts(checked, market, few, _PANEL_CHECKS, "panel") + way, whole.folds.not_applicable
 
 
 def _run_cycle(

@@ -29,7 +29,7 @@ from flows.cycle import CycleConfig
 from flows.steps.run import Run
 from training.dataset import Labels, Panel
 from training.labels import make_labels
-from training.panels import build_panel, known_features, save_panel
+from training.panels import PanelError, build_panel, known_features, save_panel
 from training.splits.walk_forward import Fold, final_fold, walk_forward
 
 FloatArray = NDArray[np.float64]
@@ -49,12 +49,14 @@ BAR: Final = "bar"
 class Panels:
     """The panels of a cycle, all on one grid of sample times.
 
-    ``folders`` and ``fingerprints`` go by pipeline; ``benchmark_T`` is the benchmark's return from each execution to
-    the next. ``folds`` are tested on, ``live`` is the final fit, ``tuning`` lie wholly before the first test window.
+    ``folders`` and ``fingerprints`` go by pipeline, ``not_applicable`` says why others have none; ``benchmark_T`` is
+    the benchmark's return from each execution to the next. ``folds`` are tested on, ``live`` is the final fit,
+    ``tuning`` lie wholly before the first test window.
     """
 
     folders: Mapping[str, Path]
     fingerprints: Mapping[str, str]
+    not_applicable: Mapping[str, str]
     benchmark_T: FloatArray
     folds: Sequence[Fold]
     live: Fold
@@ -106,17 +108,35 @@ def assemble_panels(run: Run, market: Market, pipelines: Iterable[str], store: F
     config, benchmark = run.config, market.info.benchmark
     grid = market_grid(market, config.interval)
     grid = grid.tail(sessions_needed(config, len(grid.event_times_T)))
-    panels = {name: point_in_time_panel(name, market, grid, config.horizon, store) for name in pipelines}
+    panels, not_applicable = {}, {}
+    for name in pipelines:
+        try:
+            panels[name] = still_fed(point_in_time_panel(name, market, grid, config.horizon, store))
+        except PanelError as reason:
+            not_applicable[name] = str(reason)
     if not panels:
         raise MarketError(f"no pipeline applies to market {market.info.name!r}: it needs at least closes; see its bars")
     first = next(iter(panels.values()))
     return Panels(
         folders={name: save_panel(panel, run.panels) for name, panel in panels.items()},
         fingerprints={name: panel.fingerprint for name, panel in panels.items()},
+        not_applicable=not_applicable,
         benchmark_T=benchmark_returns(grid, benchmark, first.hold_TN),
         folds=walk_forward(*_times(first), train=TRAIN, validate=VALIDATE, test=TEST, num_folds=config.folds),
         live=final_fold(*_times(first), train=TRAIN, validate=VALIDATE),
         tuning=_tuning_folds(first, config),
+    )
+
+
+def still_fed(panel: Panel) -> Panel:
+    """The panel, unless the pipeline's data ended: nobody can trade on features that have had no value for a month."""
+    last_known = int(np.argwhere(np.isfinite(panel.x_TNF))[-1, 0])
+    if last_known >= len(panel.event_times_T) - TEST:
+        return panel
+    last = pd.Timestamp(panel.event_times_T[last_known])
+    raise PanelError(
+        f"pipeline {panel.pipeline!r} has had no feature with a value since {last:%Y-%m-%d}, over {TEST} bars ago: it "
+        "is not applicable; bring newer data, or look at an earlier time with --as-of"
     )
 
 

@@ -1,5 +1,7 @@
 """The steps' own sums: sessions, benchmarks, bars a year."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +11,10 @@ from hypothesis import strategies as st
 from feature_repo.market.calendar import price_grid
 from feature_repo.market.schema import MarketInfo
 from flows.cycle import CycleConfig
-from flows.steps.data import TEST, benchmark_returns, feast_project, load, per_bar, sessions_needed
+from flows.steps.data import TEST, benchmark_returns, feast_project, load, per_bar, sessions_needed, still_fed
 from tests.flows.small_market import write_small_market
+from tests.training.panel_makers import make_panel
+from training.panels import PanelError
 
 
 @given(available=st.integers(1, 9000), folds=st.integers(1, 60))
@@ -71,3 +75,15 @@ def test_an_as_of_time_hides_what_became_known_later(tmp_path):
 
 def test_feast_projects_are_plain_names():
     assert feast_project("my market-2", "1d") == "my_market_2_1d"
+
+
+def test_a_pipeline_whose_data_ended_is_not_applicable():
+    panel = make_panel(num_times=120)
+    x = panel.x_TNF.copy()
+    x[-TEST + 1 :] = np.nan
+    still = dataclasses.replace(panel, x_TNF=x)
+    assert still_fed(still) is still
+    x[-TEST] = np.nan
+    last = str(panel.event_times_T[-TEST - 1])[:10]
+    with pytest.raises(PanelError, match=f"no feature with a value since {last}"):
+        still_fed(dataclasses.replace(panel, x_TNF=x))

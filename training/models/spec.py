@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ class ModelError(RuntimeError):
 class Budget:
     """How much work a fit may do, in steps; the deadline fails a fit, it never truncates one."""
 
-    max_epochs: int = 10
+    max_epochs: int = 30
     max_trees: int = 100
     max_agent_steps: int = 4000
     deadline_s: float = 300.0
@@ -49,6 +49,17 @@ class Model(Protocol):
     def state(self) -> State: ...
 
     def save(self, folder: Path) -> None: ...
+
+
+@runtime_checkable
+class OnlineModel(Model, Protocol):
+    """A model that can learn between refits.
+
+    ``update`` takes a window whose labelled targets are new (later than all it learned from), keeps what it knew, and
+    is deterministic under the seed; what was fitted for scaling stays. A fit is never undone by it: refit for that.
+    """
+
+    def update(self, new: Window, *, seed: int, budget: Budget) -> None: ...
 
 
 class ModelFactory(Protocol):
