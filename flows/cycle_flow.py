@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -26,7 +25,6 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from rich.progress import Progress
 from sqlalchemy.exc import OperationalError
 
-from feature_repo.database import connect, migrate
 from feature_repo.definitions.repo import open_feature_store
 from feature_repo.market.schema import Market
 from feature_repo.pipelines.catalog import CATALOGUE
@@ -35,20 +33,14 @@ from flows.cycle import CycleConfig, CycleSummary, Policy
 from flows.postgres import Databases, Hold
 from flows.settings import Settings, read_settings
 from flows.steps import data, describe, fit, judge, leaks, record, watch
-from flows.steps.run import Run
-from training.artifacts import code_fingerprint, code_version
+from flows.steps.run import Run, RunError, alone, name_run
 from training.engine import Pool, local_pool
 from training.tracking import Tracker
 from training.tuning import Tuned
 from training.variants import Variant
 
-DECIDING = ("feature_repo", "training")  # the packages whose source decides what a fit gives
 _DEFAULTS = CycleConfig()
 PARALLEL_VARIANTS = 4  # how many variants feed the pool at once; the pool itself has one process a core
-
-
-class CycleError(RuntimeError):
-    """A cycle that can't go on; the message says why and what to do."""
 
 
 def _is_transient(_task: object, _run: object, state: Any) -> bool:
@@ -128,7 +120,7 @@ def cycle(
 def run_cycle(settings: Settings, config: CycleConfig) -> CycleSummary:
     """Run the flow from the command line; ``settings`` must be those of the environment."""
     if settings != read_settings():
-        raise CycleError("the flow reads its settings from the environment: export them before running it")
+        raise RunError("the flow reads its settings from the environment: export them before running it")
     return cycle(**asdict(config))
 
 
@@ -138,9 +130,9 @@ def _cycle(
     now = datetime.now(UTC)
     with _phase(bars, "Market data"):
         market: Market = load(config, now)
-    run = _name_run(settings, config, market, now)
+    run = name_run(settings, config, market, now)
     tracker = Tracker(databases.url("mlflow"), settings.artifacts_url, run.market)
-    with _alone(databases, run.market) as connection:
+    with alone(databases, run.market) as connection:
         with _phase(bars, "Features, in two times"):
             not_applicable = build_tables(run, market)
         with _phase(bars, "Point-in-time panels, by Feast"):
@@ -189,26 +181,6 @@ def _cycle(
         seconds=time.monotonic() - started,
     )
     return replace(summary, gate={**summary.gate, "Leak check": checked.describe()})
-
-
-def _name_run(settings: Settings, config: CycleConfig, market: Market, now: datetime) -> Run:
-    code = code_fingerprint(DECIDING)
-    name = market.info.name
-    last_bar = f"{market.bars(config.interval)['event_time'].max():%Y%m%d}"
-    cycle_id = config.cycle_id(last_bar=last_bar, market_fingerprint=market.fingerprint, code=code)
-    return Run(
-        config=config,
-        cycle_id=cycle_id,
-        market=name,
-        now=now,
-        code=code,
-        git_sha=code_version(Path(__file__).parent),
-        features=settings.features / name / config.interval,
-        panels=settings.panels,
-        fits=settings.cycles / "fits",
-        signals=settings.signals / name,
-        reports=settings.reports / name / cycle_id,
-    )
 
 
 def _panels(run: Run, market: Market, databases: Databases, applicable: Sequence[str]) -> data.Panels:
@@ -305,20 +277,3 @@ def _ctrl_c_ends(hold: Hold) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _alone(databases: Databases, market: str) -> Iterator[psycopg.Connection]:
-    """The platform's tables, brought up to date, and the right to be a market's only cycle.
-
-    The lock ends with the connection, however the process ends.
-    """
-    migrate(databases.dsn("perennial"), "monitoring")
-    with connect(databases.dsn("perennial")) as connection:
-        connection.autocommit = True
-        row = connection.execute("SELECT pg_try_advisory_lock(hashtext(%s))", [f"cycle {market}"]).fetchone()
-        if row is None or not row[0]:
-            raise CycleError(
-                f"another cycle of market {market!r} is running; wait for it, or stop it, then run this one again"
-            )
-        yield connection

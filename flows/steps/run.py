@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
+import psycopg
+
+from feature_repo.database import connect, migrate
+from feature_repo.market.schema import Market
 from flows.cycle import CycleConfig
+from flows.postgres import Databases
+from flows.settings import Settings
+from training.artifacts import code_fingerprint, code_version
+
+DECIDING: Final = ("feature_repo", "training")
+"""The packages whose source decides what a fit gives."""
+
+
+class RunError(RuntimeError):
+    """A run that can't go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,3 +46,41 @@ class Run:
     fits: Path
     signals: Path
     reports: Path
+
+
+def name_run(settings: Settings, config: CycleConfig, market: Market, now: datetime) -> Run:
+    """The run of this question on this market, named by its newest bar and all that decides its outcome."""
+    code = code_fingerprint(DECIDING)
+    name = market.info.name
+    last_bar = f"{market.bars(config.interval)['event_time'].max():%Y%m%d}"
+    cycle_id = config.cycle_id(last_bar=last_bar, market_fingerprint=market.fingerprint, code=code)
+    return Run(
+        config=config,
+        cycle_id=cycle_id,
+        market=name,
+        now=now,
+        code=code,
+        git_sha=code_version(Path(__file__).parent),
+        features=settings.features / name / config.interval,
+        panels=settings.panels,
+        fits=settings.cycles / "fits",
+        signals=settings.signals / name,
+        reports=settings.reports / name / cycle_id,
+    )
+
+
+@contextmanager
+def alone(databases: Databases, market: str) -> Iterator[psycopg.Connection]:
+    """The platform's tables, brought up to date, and the right to be a market's only run.
+
+    The lock ends with the connection, however the process ends.
+    """
+    migrate(databases.dsn("perennial"), "monitoring")
+    with connect(databases.dsn("perennial")) as connection:
+        connection.autocommit = True
+        row = connection.execute("SELECT pg_try_advisory_lock(hashtext(%s))", [f"cycle {market}"]).fetchone()
+        if row is None or not row[0]:
+            raise RunError(
+                f"another run on market {market!r} is running; wait for it, or stop it, then run this one again"
+            )
+        yield connection
