@@ -16,7 +16,7 @@ from typing import Final
 
 from feature_repo.pipelines.catalog import CATALOGUE
 from training.models.registry import architecture, architectures
-from training.models.spec import Family, Value
+from training.models.spec import Architecture, Family, Value
 
 LOOKBACKS: Final = (7, 14, 30, 60, 90)
 SIZES: Final[Mapping[Family, int]] = {"deep": 204, "classical": 171, "econometric": 75, "agent": 36}
@@ -97,22 +97,24 @@ def full_grid(pipelines: Sequence[str]) -> list[Variant]:
     """Every variant of the registered architectures over these pipelines and all lookbacks, in a stable order."""
     variants = []
     for spec in architectures().values():
-        names = list(spec.grid)
-        letters = [letter for letter, _ in spec.grid.values()]
         grid = list(itertools.product(*(choices for _, choices in spec.grid.values())))
         for pipeline, lookback, values in itertools.product(pipelines, LOOKBACKS, grid):
-            suffix = "".join(f"-{letter}{value}" for letter, value in zip(letters, values, strict=True))
-            variants.append(
-                Variant(
-                    id=f"{spec.name}-l{lookback}-{pipeline}{suffix}",
-                    architecture=spec.name,
-                    family=spec.family,
-                    lookback=lookback,
-                    pipeline=pipeline,
-                    params=tuple(zip(names, values, strict=True)),
-                )
-            )
+            variants.append(make_variant(spec, lookback, pipeline, values))
     return variants
+
+
+def make_variant(spec: Architecture, lookback: int, pipeline: str, values: Sequence[Value]) -> Variant:
+    """The variant of an architecture with these values of its grid's hyperparameters, in the grid's order."""
+    letters = [letter for letter, _ in spec.grid.values()]
+    suffix = "".join(f"-{letter}{value}" for letter, value in zip(letters, values, strict=True))
+    return Variant(
+        id=f"{spec.name}-l{lookback}-{pipeline}{suffix}",
+        architecture=spec.name,
+        family=spec.family,
+        lookback=lookback,
+        pipeline=pipeline,
+        params=tuple(zip(spec.grid, values, strict=True)),
+    )
 
 
 def explain() -> tuple[list[Variant], list[Cut]]:

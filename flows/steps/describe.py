@@ -12,7 +12,7 @@ from flows.cycle import CycleSummary, RankedVariant
 from flows.steps.data import TEST, TRAIN, VALIDATE, Panels
 from flows.steps.fit import Trained
 from flows.steps.judge import Judgement
-from flows.steps.record import ranking_table
+from flows.steps.record import staged_table
 from flows.steps.run import Run
 from flows.steps.watch import Watched
 from monitoring.drift.monitor import DriftVerdict
@@ -86,7 +86,7 @@ def _tuned(tuned: Tuned) -> dict[str, str]:
 
 
 def _ranking(trained: Mapping[str, Trained], judgement: Judgement) -> list[RankedVariant]:
-    table = ranking_table(trained, judgement)
+    table = staged_table(trained, judgement)
     figures = list(judgement.ratings.table.columns)
     return [
         RankedVariant(

@@ -24,19 +24,25 @@ from training.trainer import FoldResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judgement:
-    """What the cycle thinks of its variants; ``failed`` maps those that could not be judged to the reason."""
+class Rated:
+    """How the trained variants did out of sample; ``failed`` maps those that could not be rated to the reason."""
 
     tracks: Tracks
     ratings: Ratings
-    gate: GateResult
-    verdicts: Mapping[str, Sequence[Verdict]]
-    selection: Selection
     failed: Mapping[str, str]
 
 
-def judge(run: Run, info: MarketInfo, panels: Panels, trained: Mapping[str, Trained], checked: LeakCheck) -> Judgement:
-    """Rate every variant that trained, gate all trials together, and choose the stages."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement(Rated):
+    """What the cycle thinks of its variants."""
+
+    gate: GateResult
+    verdicts: Mapping[str, Sequence[Verdict]]
+    selection: Selection
+
+
+def rate_all(run: Run, info: MarketInfo, panels: Panels, trained: Mapping[str, Trained]) -> Rated:
+    """Rate every variant that trained."""
     results = {variant: each.results for variant, each in trained.items()}
     failed = {variant: reason for variant, folds in results.items() if (reason := _failure(folds))}
     thresholds = {
@@ -48,17 +54,24 @@ def judge(run: Run, info: MarketInfo, panels: Panels, trained: Mapping[str, Trai
     tracks = build_tracks(SignalStore(root=run.signals), thresholds, panel, costs=info.costs)
     at = np.searchsorted(panel.event_times_T, tracks.event_times_T)
     ratings = rate(tracks, panels.benchmark_T[at], periods_per_year=info.sessions_per_year)
+    return Rated(tracks=tracks, ratings=ratings, failed=failed)
+
+
+def judge(run: Run, info: MarketInfo, panels: Panels, trained: Mapping[str, Trained], checked: LeakCheck) -> Judgement:
+    """Rate every variant that trained, gate all trials together, and choose the stages."""
+    rated = rate_all(run, info, panels, trained)
+    ratings = rated.ratings
     # Before there are bars enough for a beta a residual is a raw return, and on those holding the market is "skill".
-    gate = skilled(_every_trial(ratings.residual_VT[:, MIN_BETA_BARS:], len(failed)), seed=run.config.seed)
+    gate = skilled(_every_trial(ratings.residual_VT[:, MIN_BETA_BARS:], len(rated.failed)), seed=run.config.seed)
     clean = {variant: _leaks(panels, trained[variant].variant.pipeline, checked) for variant in ratings.variants}
     verdicts = _verdicts(ratings, gate, clean, info.sessions_per_year)
     return Judgement(
-        tracks=tracks,
+        tracks=rated.tracks,
         ratings=ratings,
+        failed=rated.failed,
         gate=gate,
         verdicts=verdicts,
         selection=_select(run.config, ratings, verdicts),
-        failed=failed,
     )
 
 

@@ -12,12 +12,13 @@ import pandas as pd
 
 from flows.steps.data import Panels
 from flows.steps.fit import Trained
-from flows.steps.judge import Judgement
+from flows.steps.judge import Judgement, Rated
 from flows.steps.run import Run
 from training.artifacts import read_manifest
 from training.metrics.forecast import mean_ic
 from training.metrics.performance import sharpe
 from training.rating.promotion import Stage, StageChange, Target, apply, assignments, plan, reconcile
+from training.rating.tracks import Tracks
 from training.tracking import CycleSummary, Tracker, VariantRecord
 from training.trainer import FoldTask, model_folder
 
@@ -39,22 +40,22 @@ def log_and_register_all(
     tracker: Tracker,
     trained: Mapping[str, Trained],
     panels: Panels,
-    judgement: Judgement,
+    rated: Rated,
     periods_per_year: int,
 ) -> Registered:
-    """Log a run for every judged variant of this cycle and register its live model."""
-    judged = [trained[name] for name in judgement.tracks.variants]
-    tables = {each.variant.id: fold_table(each, panels, judgement, periods_per_year) for each in judged}
+    """Log a run for every rated variant and register its newest model."""
+    judged = [trained[name] for name in rated.tracks.variants]
+    tables = {each.variant.id: fold_table(each, panels, rated.tracks, periods_per_year) for each in judged}
     versions = {}
     for each in judged:
-        record = _variant_record(run, each, judgement, tables[each.variant.id])
+        record = _variant_record(run, each, rated, tables[each.variant.id])
         versions[each.variant.id] = tracker.register(record, run_id=tracker.log_variant(record))
     return Registered(versions=versions, fold_tables=tables)
 
 
-def _variant_record(run: Run, trained: Trained, judgement: Judgement, table: pd.DataFrame) -> VariantRecord:
+def _variant_record(run: Run, trained: Trained, rated: Rated, table: pd.DataFrame) -> VariantRecord:
     folder = model_folder(trained.tasks[-1])
-    figures = judgement.ratings.table.loc[trained.variant.id]
+    figures = rated.ratings.table.loc[trained.variant.id]
     return VariantRecord(
         cycle_id=run.cycle_id,
         architecture=trained.variant.architecture,
@@ -72,15 +73,14 @@ def _variant_record(run: Run, trained: Trained, judgement: Judgement, table: pd.
     )
 
 
-def fold_table(trained: Trained, panels: Panels, judgement: Judgement, periods_per_year: int) -> pd.DataFrame:
+def fold_table(trained: Trained, panels: Panels, tracks: Tracks, periods_per_year: int) -> pd.DataFrame:
     """A row a test fold: its IC and net Sharpe ratio (annualised), its threshold, its fit."""
-    tracks = judgement.tracks
     v = tracks.variants.index(trained.variant.id)
     rows = []
     for task, result in zip(trained.tasks, trained.results, strict=True):
         if task.kind == "live":
             continue
-        bars = _bars(task, panels, judgement)
+        bars = _bars(task, panels, tracks)
         rows.append(
             {
                 "fold": result.fold,
@@ -134,7 +134,7 @@ def log_summary(
 ) -> str:
     """Log the cycle's one summary run; returns its id."""
     selection = judgement.selection
-    ranking = ranking_table(trained, judgement)
+    ranking = staged_table(trained, judgement)
     return tracker.log_cycle_summary(
         CycleSummary(
             cycle_id=run.cycle_id,
@@ -143,7 +143,7 @@ def log_summary(
             seed=run.config.seed,
             ranking=ranking,
             fold_ic=_fold_ic(ranking["variant"], fold_tables),
-            equity=_equity(ranking["variant"][:NUM_EQUITY_CURVES], judgement),
+            equity=_equity(ranking["variant"][:NUM_EQUITY_CURVES], judgement.tracks),
             reports=reports,
             num_variants=len(trained),
             num_trials=num_trials,
@@ -155,21 +155,22 @@ def log_summary(
     )
 
 
-def ranking_table(trained: Mapping[str, Trained], judgement: Judgement) -> pd.DataFrame:
-    """The ratings, best first, with what each variant is and its stage."""
-    selection = judgement.selection
-    table = judgement.ratings.table.reset_index()
+def ranking_table(trained: Mapping[str, Trained], rated: Rated) -> pd.DataFrame:
+    """The ratings, best first, with what each variant is."""
+    table = rated.ratings.table.reset_index()
     variants = [trained[name].variant for name in table["variant"]]
-    facts = {
-        "architecture": [variant.architecture for variant in variants],
-        "family": [variant.family for variant in variants],
-        "pipeline": [variant.pipeline for variant in variants],
-        "lookback": [variant.lookback for variant in variants],
-        "stage": [stage_of(judgement, variant.id) for variant in variants],
-        "allocation": [allocation_of(judgement, variant.id) for variant in variants],
-        "why": [selection.reasons[variant.id] for variant in variants],
-    }
-    return table.assign(**facts)
+    traits = ("architecture", "family", "pipeline", "lookback")
+    return table.assign(**{trait: [getattr(variant, trait) for variant in variants] for trait in traits})
+
+
+def staged_table(trained: Mapping[str, Trained], judgement: Judgement) -> pd.DataFrame:
+    """The ranking with each variant's stage, and why."""
+    table = ranking_table(trained, judgement)
+    return table.assign(
+        stage=[stage_of(judgement, name) for name in table["variant"]],
+        allocation=[allocation_of(judgement, name) for name in table["variant"]],
+        why=[judgement.selection.reasons[name] for name in table["variant"]],
+    )
 
 
 def stage_of(judgement: Judgement, variant: str) -> Stage:
@@ -190,9 +191,9 @@ def _evidence(run: Run, judgement: Judgement, variant: str) -> dict[str, str | f
     return {"cycle_id": run.cycle_id, "score": float(judgement.ratings.table.loc[variant, "score"]), **gates}
 
 
-def _bars(task: FoldTask, panels: Panels, judgement: Judgement) -> slice:
+def _bars(task: FoldTask, panels: Panels, tracks: Tracks) -> slice:
     """The bars of a fold's test window on the tracks' grid, whose last bar is the last one tested."""
-    offset = panels.folds[-1].test.stop - len(judgement.tracks.event_times_T)
+    offset = panels.folds[-1].test.stop - len(tracks.event_times_T)
     return slice(task.fold.test.start - offset, task.fold.test.stop - offset)
 
 
@@ -201,8 +202,7 @@ def _fold_ic(variants: pd.Series, fold_tables: Mapping[str, pd.DataFrame]) -> pd
     return pd.DataFrame(series).T
 
 
-def _equity(variants: pd.Series, judgement: Judgement) -> pd.DataFrame:
-    tracks = judgement.tracks
+def _equity(variants: pd.Series, tracks: Tracks) -> pd.DataFrame:
     rows = [tracks.variants.index(name) for name in variants]
     grown = np.cumprod(1.0 + np.nan_to_num(tracks.net_VT[rows]), axis=1).T
     return pd.DataFrame(grown, index=pd.DatetimeIndex(tracks.event_times_T), columns=list(variants))
