@@ -1,6 +1,8 @@
-"""A desk's own catalogue: a TOML file of small grids, each over one architecture.
+"""A desk's own catalogue: a TOML file of ids, of small grids each over one architecture, or of both.
 
 ::
+
+    ids = ["lightgbm-l14-momentum-n7"]
 
     [[variants]]
     architecture = "lstm"
@@ -20,7 +22,7 @@ from typing import Any, Final
 from feature_repo.pipelines.catalog import CATALOGUE
 from training.models.registry import architecture, architectures
 from training.models.spec import Architecture, Value
-from training.variants import LOOKBACKS, Variant, make_variant
+from training.variants import LOOKBACKS, Variant, full_grid, make_variant
 
 LONGEST_LOOKBACK: Final = max(LOOKBACKS)
 _AXES: Final = ("lookbacks", "pipelines")
@@ -31,18 +33,27 @@ class CatalogueError(ValueError):
 
 
 def read_catalogue(path: Path) -> list[Variant]:
-    """The variants of a catalogue's file, in its order, each once; hyperparameters may take values of one's own."""
+    """The variants of a file, ids first, each once; the hyperparameters of grids may take values of one's own."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CatalogueError(f"no catalogue in {path}: {error}; write [[variants]] entries in TOML") from error
-    entries = content.pop("variants", [])
-    if content or not isinstance(entries, list) or not entries:
+        raise CatalogueError(f"no catalogue in {path}: {error}; write ids or [[variants]] entries in TOML") from error
+    ids, entries = content.pop("ids", []), content.pop("variants", [])
+    if content or not isinstance(ids, list) or not isinstance(entries, list) or not (ids or entries):
         raise CatalogueError(
-            f"{path} must hold [[variants]] entries and nothing else; it has {sorted(content) or 'none'}"
+            f"{path} must hold ids = [...] or [[variants]] entries and nothing else; it has {sorted(content) or 'none'}"
         )
-    variants = [variant for n, entry in enumerate(entries, 1) for variant in _grid(entry, f"{path}, entry {n}")]
-    return list(dict.fromkeys(variants))
+    grids = [variant for n, entry in enumerate(entries, 1) for variant in _grid(entry, f"{path}, entry {n}")]
+    return list(dict.fromkeys([*_named(ids, str(path)), *grids]))
+
+
+def _named(ids: Sequence[Any], where: str) -> list[Variant]:
+    if not ids:
+        return []
+    known = {variant.id: variant for variant in full_grid(list(CATALOGUE))}
+    if unknown := [each for each in ids if each not in known]:
+        raise CatalogueError(f"{where}: there are no variants {unknown}; `perennial factory list` shows ids")
+    return [known[each] for each in ids]
 
 
 def _grid(entry: Any, where: str) -> list[Variant]:

@@ -48,9 +48,18 @@ def test_a_variant_of_the_default_catalogue_is_the_same_variant(tmp_path):
     assert again.digest == own.digest
 
 
+def test_ids_come_first_and_once(tmp_path):
+    text = 'ids = ["svm-l7-ohlcv-krbf", "lstm-l30-technical-h64"]' + GOOD
+    ids = [variant.id for variant in read_catalogue(_file(tmp_path, text))]
+    assert ids[:3] == ["svm-l7-ohlcv-krbf", "lstm-l30-technical-h64", "lstm-l20-technical-h64"]
+    assert ids.count("lstm-l30-technical-h64") == 1
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("ids = ['lstm-l31-technical-h64']", r"no variants \['lstm-l31-technical-h64'\]"),
+        ("ids = 3", "ids = "),
         ("variants = 3", r"\[\[variants\]\] entries"),
         ("", r"\[\[variants\]\] entries"),
         ("[[variants]]\narchitecture = 'lstn'", "'lstn' is not one of .*'lstm'"),
