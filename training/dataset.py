@@ -19,12 +19,13 @@ class Labels:
     """What happened after each sample time.
 
     ``start_T``/``end_T`` are the times of the entry and exit prices (NaT where the exit is not there yet); the
-    label's interval is [start, end]. ``forward_TN`` is the simple return from entry to exit, ``y_TN`` that return
-    divided by the volatility known at the sample time (per bar, times the square root of the horizon).
-    NaN where a price is missing.
+    label's interval is [start, end]. ``forward_TN`` is the simple return from entry to exit. ``y_TN`` is what models
+    learn, by the ``kind`` of label (see ``training.labels``): by default that return divided by the volatility known at
+    the sample time (per bar, times the square root of the horizon). NaN where a price is missing.
     """
 
     horizon: int
+    kind: str = "vol_scaled"
     start_T: TimeArray
     end_T: TimeArray
     forward_TN: FloatArray

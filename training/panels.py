@@ -76,7 +76,8 @@ def build_panel(
         "hold_TN": np.asarray(hold_TN, dtype=np.float64),
     }
     feature_names = tuple(names[i].split("__", 1)[1] for i in own)
-    fingerprint = _fingerprint({**arrays, **_label_arrays(labels)}, [pipeline, entities, feature_names, labels.horizon])
+    facts = [pipeline, entities, feature_names, labels.horizon, labels.kind]
+    fingerprint = _fingerprint({**arrays, **_label_arrays(labels)}, facts)
     return Panel(
         pipeline=pipeline,
         entities=entities,
@@ -104,6 +105,7 @@ def save_panel(panel: Panel, root: Path) -> Path:
         "feature_names": panel.feature_names,
         "fingerprint": panel.fingerprint,
         "horizon": panel.labels.horizon,
+        "label": panel.labels.kind,
     }
     (partial / "panel.json").write_text(json.dumps(facts))
     publish(partial, folder)
@@ -113,7 +115,8 @@ def save_panel(panel: Panel, root: Path) -> Path:
 def load_panel(folder: Path) -> Panel:
     """Open a saved panel; its arrays are memory-mapped and read-only."""
     facts = json.loads((folder / "panel.json").read_text())
-    labels = Labels(horizon=facts["horizon"], **{name: _open(folder / f"label_{name}.npy") for name in _LABEL_ARRAYS})
+    arrays = {name: _open(folder / f"label_{name}.npy") for name in _LABEL_ARRAYS}
+    labels = Labels(horizon=facts["horizon"], kind=facts["label"], **arrays)
     return Panel(
         pipeline=facts["pipeline"],
         entities=tuple(facts["entities"]),

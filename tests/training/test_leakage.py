@@ -203,6 +203,17 @@ def test_a_label_in_the_features_is_caught(kind: str) -> None:
     assert check_label_in_features(honest).findings == ()
 
 
+def test_a_feature_of_signs_is_not_taken_for_a_label_of_signs() -> None:
+    """Half of them agree by chance; the label itself is found by its correlation."""
+    honest = make_panel(num_times=300)
+    signs = replace(honest, labels=replace(honest.labels, y_TN=np.sign(honest.labels.y_TN), kind="sign"))
+    rng = np.random.default_rng(2)
+    chance = rng.choice([-1.0, 1.0], signs.labels.y_TN.shape)
+    assert check_label_in_features(with_feature(chance, signs)).findings == ()
+    [found] = check_label_in_features(with_feature(signs.labels.y_TN, signs)).findings
+    assert "in disguise" in found.message
+
+
 def test_a_good_forecast_is_not_taken_for_the_label() -> None:
     assert check_label_in_features(make_panel(num_times=400, signal=0.5)).findings == ()
 

@@ -123,7 +123,8 @@ def _likeness(x_P: FloatArray, label_P: FloatArray) -> str | None:
     """How a feature resembles a label too much, if it does."""
     if len(x_P) < _MIN_PAIRS or np.ptp(x_P) == 0 or np.ptp(label_P) == 0:
         return None
-    telling_P = (label_P != 0) & (np.abs(label_P) < WINSOR)
+    # values that many labels share tell nothing: winsorised ones, ties, signs and touched barriers
+    telling_P = ~np.isin(label_P, (-WINSOR, -1.0, 0.0, 1.0, WINSOR))
     same = float(((x_P == label_P.astype(np.float32)) & telling_P).mean())
     if same > _SAME_SHARE:
         return f"equal to it in {same:.1%} of the samples"

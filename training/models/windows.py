@@ -15,7 +15,7 @@ from training.models.spec import ModelError, State
 # Tensor suffixes: T sample times (targets), N entities, S samples (a target of an entity), L lookback rows from the
 # oldest to the newest, F features, K summary features (4 F), R any rows.
 
-LABEL_LIMIT: Final = 5.0  # labels are learned within +-5 volatilities: one crash must not outweigh a year
+LABEL_LIMIT: Final = 5.0  # labels are learned within +-5: one crash must not outweigh a year
 MIN_LABELS: Final = 30
 FEATURE_LIMIT: Final = 5.0
 IQR_OF_A_NORMAL: Final = 1.349
@@ -55,7 +55,7 @@ def forecastable_TN(window: Window) -> NDArray[np.bool_]:
 
 
 def label_TN(window: Window) -> NDArray[np.float64]:
-    """The targets' labels within +-``LABEL_LIMIT`` volatilities, NaN where there is nothing to learn."""
+    """The targets' labels within +-``LABEL_LIMIT``, NaN where there is nothing to learn."""
     return np.clip(window.y_TN[window.num_history :], -LABEL_LIMIT, LABEL_LIMIT)
 
 

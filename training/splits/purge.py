@@ -18,3 +18,20 @@ def purged_T(part: slice, label_end_T: TimeArray, before: np.datetime64) -> NDAr
     mask = np.zeros(len(label_end_T), dtype=bool)
     mask[part] = label_end_T[part] < before
     return mask
+
+
+def clear_of_T(
+    block: slice, sample_times_T: TimeArray, label_end_T: TimeArray, *, embargo: int = 0
+) -> NDArray[np.bool_]:
+    """The samples that may be learnt from, on both sides of a block of others, as a (T,) mask.
+
+    Before the block: those whose labels are over before its first sample time, ``embargo`` sample times earlier still.
+    After it: those taken after its last label is over, ``embargo`` sample times later still. Where a label of the block
+    has no end yet (NaT), nothing after it. Source: as ``purged_T``, and 7.4.2 for the embargo.
+    """
+    clear_T = np.zeros(len(label_end_T), dtype=bool)
+    if block.start > embargo:
+        clear_T = purged_T(slice(0, block.start), label_end_T, sample_times_T[block.start - embargo])
+    later_T = np.flatnonzero(sample_times_T > label_end_T[block].max())
+    clear_T[later_T[embargo:]] = True
+    return clear_T

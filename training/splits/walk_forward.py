@@ -56,16 +56,16 @@ def walk_forward(
     the windows never overlap. A train sample is learnt from only if its label ends before the first validation
     sample time, ``embargo`` sample times earlier still where one is set; validation against test alike.
     """
-    _check_lengths(train, validate, test, step, embargo)
-    _check_labels(sample_times_T, label_start_T)
-    labelled = _num_labelled(label_end_T)
+    check_lengths(train, validate, test, step, embargo)
+    check_labels(sample_times_T, label_start_T)
+    labelled = num_labelled(label_end_T)
     available = max(0, (labelled - train - validate - test) // step + 1)
     wanted = available if num_folds is None else num_folds
     if wanted < 1 or wanted > available:
         raise SplitError(_too_short(labelled, max(wanted, 1), train + validate + test, step, available))
     starts = [(k, k * step) for k in range(available - wanted, available)]
     return [
-        _cut(k, (a, a + train, a + train + validate, a + train + validate + test), sample_times_T, label_end_T, embargo)
+        cut(k, (a, a + train, a + train + validate, a + train + validate + test), sample_times_T, label_end_T, embargo)
         for k, a in starts
     ]
 
@@ -80,18 +80,19 @@ def final_fold(
     embargo: int = 0,
 ) -> Fold:
     """The fold of the live fit: train and validate up to the last labelled sample time, nothing to test on."""
-    _check_lengths(train, validate, 1, 1, embargo)
-    _check_labels(sample_times_T, label_start_T)
-    stop = _num_labelled(label_end_T)
+    check_lengths(train, validate, 1, 1, embargo)
+    check_labels(sample_times_T, label_start_T)
+    stop = num_labelled(label_end_T)
     start = stop - train - validate
     if start < 0:
         raise SplitError(_too_short(stop, 1, train + validate, 1, 0))
-    return _cut(LIVE, (start, start + train, stop, stop), sample_times_T, label_end_T, embargo)
+    return cut(LIVE, (start, start + train, stop, stop), sample_times_T, label_end_T, embargo)
 
 
-def _cut(
+def cut(
     index: int, edges: tuple[int, int, int, int], sample_times_T: TimeArray, label_end_T: TimeArray, embargo: int
 ) -> Fold:
+    """The fold whose train, validation and test windows lie between these four edges, purged."""
     train, validate, test = (slice(a, b) for a, b in pairwise(edges))
     learn_T = purged_T(train, label_end_T, sample_times_T[validate.start - embargo])
     if index == LIVE:  # nothing is tested: every validation label that has happened may be seen
@@ -107,13 +108,14 @@ def _cut(
     return Fold(index=index, train=train, validate=validate, test=test, learn_T=learn_T, validate_T=validate_T)
 
 
-def _num_labelled(label_end_T: TimeArray) -> int:
+def num_labelled(label_end_T: TimeArray) -> int:
     """Sample times up to the last whose label is complete."""
     complete = np.flatnonzero(~np.isnat(label_end_T))
     return int(complete[-1]) + 1 if len(complete) else 0
 
 
-def _check_lengths(train: int, validate: int, test: int, step: int, embargo: int) -> None:
+def check_lengths(train: int, validate: int, test: int, step: int, embargo: int) -> None:
+    """Refuse lengths of windows that give no folds or overlapping tests."""
     if min(train, validate, test, step) < 1 or embargo < 0:
         raise SplitError(
             f"train, validate, test and step must be at least 1 and embargo at least 0; got train={train}, "
@@ -127,7 +129,8 @@ def _check_lengths(train: int, validate: int, test: int, step: int, embargo: int
         raise SplitError(f"embargo={embargo} must be shorter than train={train} and validate={validate}")
 
 
-def _check_labels(sample_times_T: TimeArray, label_start_T: TimeArray) -> None:
+def check_labels(sample_times_T: TimeArray, label_start_T: TimeArray) -> None:
+    """Refuse sample times out of order and labels that start at or before them."""
     if (np.diff(sample_times_T) <= np.timedelta64(0)).any():
         raise SplitError("sample times must rise strictly; sort them and drop repeated ones")
     early = np.flatnonzero(label_start_T <= sample_times_T)

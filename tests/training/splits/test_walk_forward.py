@@ -7,42 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.labels import make_labels
+from tests.training.splits.histories import CASES, history, mask, touching
 from training.splits.purge import purged_T
 from training.splits.walk_forward import LIVE, SplitError, final_fold, walk_forward
 
 
-def history(num_times, *, horizon=1, lag_h=0, delay=1, seed=None):
-    """Sample times, label starts and ends; executed ``delay`` bars later. A seed makes the calendar irregular."""
-    gaps = np.ones(num_times, dtype=int)
-    if seed is not None:
-        gaps = np.random.default_rng(seed).integers(1, 5, num_times)
-    closes = (np.datetime64("2015-01-01", "us") + np.cumsum(gaps) * np.timedelta64(1, "D")).astype("datetime64[us]")
-    executed = np.full(num_times, np.datetime64("NaT"), dtype="datetime64[us]")
-    executed[:-delay] = closes[delay:]
-    ones = np.ones((num_times, 1))
-    labels = make_labels(exec_times_T=executed, exec_price_TN=ones, vol_TN=ones, horizon=horizon)
-    return closes + np.timedelta64(lag_h, "h"), labels.start_T, labels.end_T
-
-
 def overlaps(earlier_T, later, starts, ends):
-    """Brute force: pairs (i of the earlier set, j of the later one) whose label intervals share a time."""
-    return [
-        (i, j)
-        for i in np.flatnonzero(earlier_T)
-        for j in range(later.start, later.stop)
-        if starts[i] <= ends[j] and starts[j] <= ends[i]
-    ]
-
-
-CASES = st.fixed_dictionaries(
-    {
-        "horizon": st.integers(1, 5),
-        "lag_h": st.integers(0, 23),
-        "delay": st.integers(1, 2),
-        "seed": st.one_of(st.none(), st.integers(0, 999)),
-    }
-)
+    """Pairs (i of the earlier set, j of the later one) whose label intervals share a time."""
+    return touching(earlier_T, mask(later, len(starts)), starts, ends)
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import numpy as np
@@ -62,12 +62,19 @@ def learn(train: Table, check: Table, task: Task) -> Neighbours:  # noqa: ARG001
     return Neighbours.restore(task.params, {"point": np.ascontiguousarray(rows.x_SK.T), "label": rows.y_S})
 
 
+def relearn(known: Neighbours, new: Table, task: Task) -> Neighbours:  # noqa: ARG001 (nothing to choose)
+    """Put the new samples to those kept; of more than ``MAX_ROWS`` the oldest go."""
+    point_KV = np.concatenate([known.point_KV, new.x_SK.T], axis=1)[:, -MAX_ROWS:]
+    y_V = np.concatenate([known.y_V, new.y_S])[-MAX_ROWS:]
+    return replace(known, point_KV=np.ascontiguousarray(point_KV), y_V=y_V)
+
+
 ARCHITECTURE = Architecture(
     name="knn",
     family="classical",
     cost_s=0.11,
     source="Cover and Hart (1967), Nearest Neighbor Pattern Classification, IEEE Trans. Information Theory 13(1)",
-    model=TabularRegressor(learn=learn, restore=Neighbours.restore, scaled=True),
+    model=TabularRegressor(learn=learn, restore=Neighbours.restore, scaled=True, relearn=relearn),
     grid={"num_neighbours": ("k", (50, 200))},
     space={"weights": ("uniform", "distance")},
 )

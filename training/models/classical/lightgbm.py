@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.dataset import Window
+from training.models.classical.tabular import require_new_labels
+from training.models.classical.trees import TREES_OF_AN_UPDATE
 from training.models.deadline import Deadline
 from training.models.spec import Architecture, Budget, ModelError, Params, State
 from training.models.windows import require_labels, scatter_TN, summary_samples
@@ -52,6 +54,23 @@ class LightGBMModel:
         )
         self._keep(booster.model_to_string(num_iteration=booster.best_iteration))
 
+    def update(self, new: Window, *, seed: int, budget: Budget) -> None:
+        """Go on boosting on the labelled targets of ``new``; where that fails the model stays as it was."""
+        import lightgbm
+
+        deadline = Deadline(budget)
+        samples = summary_samples(new, labelled=True)
+        require_new_labels(samples.y_S)
+        settings = _settings(self._params, seed)
+        booster = lightgbm.train(
+            settings,
+            lightgbm.Dataset(samples.x_SK, samples.y_S, params=settings),
+            num_boost_round=min(TREES_OF_AN_UPDATE, budget.max_trees),
+            init_model=self._booster,
+            callbacks=[lambda round_: deadline.check(f"tree {round_.iteration + 1}")],
+        )
+        self._keep(booster.model_to_string())
+
     def predict(self, window: Window) -> NDArray[np.float64]:
         samples = summary_samples(window)
         if not len(samples.x_SK):
@@ -65,19 +84,21 @@ class LightGBMModel:
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TREES_FILE).write_bytes(self._trees.encode())
-        (folder / DIGEST_FILE).write_text(json.dumps({"sha256": _sha256(self._trees)}))
+        digest = {"sha256": _sha256(self._trees), "params": self._params}
+        (folder / DIGEST_FILE).write_text(json.dumps(digest, sort_keys=True))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         try:
             trees = (folder / TREES_FILE).read_bytes().decode()
-            expected = json.loads((folder / DIGEST_FILE).read_text())["sha256"]
+            digest = json.loads((folder / DIGEST_FILE).read_text())
+            expected, params = digest["sha256"], dict(digest["params"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"no readable trees in {folder}: {error!r}; restore the artifact or refit it") from error
         if _sha256(trees) != expected:
             # Never parsed: LightGBM aborts the whole process on some damaged texts instead of raising.
             raise ModelError(f"the trees in {folder} are not the ones saved there; restore the artifact or refit it")
-        model = cls({}, lookback=0)
+        model = cls(params, lookback=0)
         model._keep(trees)
         return model
 

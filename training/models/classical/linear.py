@@ -15,6 +15,7 @@ from training.models.spec import ModelError, Params, State
 
 MAX_PASSES: Final = 100_000  # over the features, the matrix of their products at hand
 TOLERANCE: Final = 1e-6  # the gap to the optimum as a share of the labels' sum of squares
+MEMORY_ROWS: Final = 5_000  # what a fit knows weighs in an update: the rows of 20 assets in the year it learns from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,14 +79,18 @@ class Penalty:
 class LeastSquares:
     """Penalised least squares of any labels on one set of samples, by coordinate descent; the offset is free.
 
-    Starts from the slopes of the labels before.
+    Starts from the slopes of the labels before. ``weight_S`` are the samples' shares of the loss, alike where not
+    given.
     """
 
-    def __init__(self, x_SK: NDArray[np.floating], penalty: Penalty) -> None:
+    def __init__(
+        self, x_SK: NDArray[np.floating], penalty: Penalty, *, weight_S: NDArray[np.float64] | None = None
+    ) -> None:
         from sklearn.linear_model import ElasticNet
 
-        self._centre_K = x_SK.mean(axis=0, dtype=np.float64)
-        self._x_SK = np.asfortranarray(x_SK - self._centre_K)
+        self._weight_S = weight_S
+        self._centre_K = self._mean(x_SK)
+        self._x_SK = np.asfortranarray(self._rooted((x_SK - self._centre_K).T).T)
         self._net = ElasticNet(
             alpha=penalty.total,
             l1_ratio=penalty.l1_ratio,
@@ -99,7 +104,54 @@ class LeastSquares:
 
     def solve(self, y_S: NDArray[np.float64]) -> Linear:
         """The best slopes and offset for these labels."""
+        mean = self._mean(y_S)
         with must_converge("raise strength or lower l1_share"):
-            self._net.fit(self._x_SK, y_S - y_S.mean())
+            self._net.fit(self._x_SK, self._rooted(y_S - mean))
         slope_K = self._net.coef_.copy()
-        return Linear(slope_K=slope_K, offset_1=np.array([y_S.mean() - self._centre_K @ slope_K]))
+        return Linear(slope_K=slope_K, offset_1=np.array([mean - self._centre_K @ slope_K]))
+
+    def _mean(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
+        if self._weight_S is None:
+            return np.asarray(values.mean(axis=0, dtype=np.float64))
+        return np.asarray(np.average(values, axis=0, weights=self._weight_S))
+
+    def _rooted(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Each sample (last axis) times the root of its weight, of mean 1: its square then weighs as much."""
+        if self._weight_S is None:
+            return values
+        return values * np.sqrt(self._weight_S / self._weight_S.mean())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rehearsal:
+    """New samples, and after them probes that stand for all that was learned before.
+
+    The probes weigh ``MEMORY_ROWS`` samples of independent features of mean 0 and variance 1, what scaled summaries
+    about are; labelled by the present score they hold the slopes where they are, as a normal prior around these does.
+    A penalty times ``share``, the new samples' part of the weight, is asked of the new samples alone: repeated
+    updates on samples of one kind end at the fit to these, and none at all changes nothing.
+    """
+
+    x_SK: NDArray[np.float32]
+    weight_S: NDArray[np.float64]
+    share: float
+    num_new: int
+
+    @classmethod
+    def of(cls, new_SK: NDArray[np.float32]) -> Self:
+        """The new samples' summaries with probes at +-sqrt(K) on the axis of each feature."""
+        num_new, num_features = new_SK.shape
+        axes_KK = np.sqrt(num_features) * np.eye(num_features, dtype=np.float32)
+        weight_S = np.ones(num_new + 2 * num_features)
+        weight_S[num_new:] = MEMORY_ROWS / (2 * num_features)
+        return cls(
+            x_SK=np.concatenate([new_SK, axes_KK, -axes_KK]),
+            weight_S=weight_S,
+            share=num_new / (num_new + MEMORY_ROWS),
+            num_new=num_new,
+        )
+
+    @property
+    def probe_SK(self) -> NDArray[np.float32]:
+        """The probes alone."""
+        return self.x_SK[self.num_new :]

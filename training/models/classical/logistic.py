@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from training.models.classical.linear import LeastSquares, Linear, Penalty
+from training.models.classical.linear import LeastSquares, Linear, Penalty, Rehearsal
 from training.models.classical.tabular import Table, TabularRegressor, Task
+from training.models.deadline import Deadline
 from training.models.spec import Architecture, ModelError, Params, State
 
 # Tensor suffixes: S samples, K summary features.
@@ -50,22 +51,42 @@ def learn(train: Table, check: Table, task: Task) -> Odds:  # noqa: ARG001 (noth
     up_S = (train.y_S[signed_S] > 0).astype(np.float64)
     if np.ptp(up_S) == 0:
         raise ModelError("all training labels have one sign, there is nothing to tell apart; give a longer window")
-    log_odds = most_likely(train.x_SK[signed_S], up_S, task)
+    penalty = Penalty.of(task.params, train.x_SK[signed_S], up_S, curvature=CURVATURE)
+    log_odds = most_likely(train.x_SK[signed_S], up_S, penalty, task.deadline)
     return Odds(log_odds=log_odds, size_1=np.array([np.abs(train.y_S).mean()]))
 
 
-def most_likely(x_SK: NDArray[np.float32], up_S: NDArray[np.float64], task: Task) -> Linear:
-    """The penalised log-odds, by least squares one after the other.
+def relearn(known: Odds, new: Table, task: Task) -> Odds:
+    """Maximum likelihood of the new signs, and of the present odds at the memory's probes."""
+    signed_S = new.y_S != 0
+    if not signed_S.any():
+        return known
+    rows, up_S = Rehearsal.of(new.x_SK[signed_S]), (new.y_S[signed_S] > 0).astype(np.float64)
+    penalty = Penalty.of(task.params, new.x_SK[signed_S], up_S, curvature=CURVATURE) * rows.share
+    odds_S = np.concatenate([up_S, expit(known.log_odds.score(rows.probe_SK))])
+    log_odds = most_likely(rows.x_SK, odds_S, penalty, task.deadline, weight_S=rows.weight_S)
+    size_1 = (1 - rows.share) * known.size_1 + rows.share * np.abs(new.y_S).mean()
+    return Odds(log_odds=log_odds, size_1=size_1)
+
+
+def most_likely(
+    x_SK: NDArray[np.float32],
+    up_S: NDArray[np.float64],
+    penalty: Penalty,
+    deadline: Deadline,
+    *,
+    weight_S: NDArray[np.float64] | None = None,
+) -> Linear:
+    """The penalised log-odds, by least squares one after the other; ``up_S`` are 0 or 1, or chances between them.
 
     The mean logistic loss lies below a parabola of curvature 1/4 that touches it at the present log-odds; the next
     ones are the best on that parabola, so that the loss falls at every step: Boehning, D. and Lindsay, B. (1988),
     Monotonicity of quadratic-approximation algorithms, Ann. Inst. Statist. Math. 40(4).
     """
-    penalty = Penalty.of(task.params, x_SK, up_S, curvature=CURVATURE)
-    parabola = LeastSquares(x_SK, penalty * (1 / CURVATURE))
+    parabola = LeastSquares(x_SK, penalty * (1 / CURVATURE), weight_S=weight_S)
     log_odds_S = np.full(len(up_S), logit(up_S.mean()))
     for step in range(MAX_STEPS):
-        task.deadline.check(f"step {step + 1}")
+        deadline.check(f"step {step + 1}")
         linear = parabola.solve(log_odds_S + (up_S - expit(log_odds_S)) / CURVATURE)
         before_S, log_odds_S = log_odds_S, linear.score(x_SK)
         if np.abs(log_odds_S - before_S).max() < TOLERANCE:
@@ -78,7 +99,7 @@ ARCHITECTURE = Architecture(
     family="classical",
     cost_s=0.06,
     source="Cox (1958), The Regression Analysis of Binary Sequences, JRSS B 20(2)",
-    model=TabularRegressor(learn=learn, restore=Odds.restore, scaled=True),
+    model=TabularRegressor(learn=learn, restore=Odds.restore, scaled=True, relearn=relearn),
     grid={"l1_share": ("s", (0.0, 0.5, 1.0))},
     space={"strength": (0.3, 0.1, 0.03, 0.6)},
 )

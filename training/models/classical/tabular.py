@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,9 @@ class Learned(Protocol):
 Learn: TypeAlias = Callable[[Table, Table, Task], Learned]
 """``(learn, check, task)``: learn from the one table, choose the complexity on the other, which may be empty."""
 
+Relearn: TypeAlias = Callable[[Any, Table, Task], Learned]
+"""``(learned, new, task)``: what is known with the new samples; ``learned`` itself stays as it is."""
+
 Restore: TypeAlias = Callable[[Params, State], Learned]
 """What was learned, from the hyperparameters and its ``state``."""
 
@@ -94,20 +97,40 @@ class TabularModel:
         return Table(x_SK=x_SK, y_S=samples.y_S)
 
 
+class OnlineTabularModel(TabularModel):
+    """A tabular model whose learner takes new samples to what it knows; its scaling stays that of the fit."""
+
+    def __init__(self, regressor: TabularRegressor, params: Params, relearn: Relearn) -> None:
+        super().__init__(regressor, params)
+        self._relearn = relearn
+
+    def update(self, new: Window, *, seed: int, budget: Budget) -> None:
+        """Learn from the labelled targets of ``new``; where that fails the model stays as it was."""
+        task = Task(params=self._params, seed=seed, budget=budget, deadline=Deadline(budget))
+        samples = summary_samples(new, labelled=True)
+        require_new_labels(samples.y_S)
+        with one_thread():
+            learned = self._relearn(self._learned, self._table(samples), task)
+        task.deadline.check("the end")
+        self._learned = learned
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TabularRegressor:
     """The factory of an architecture.
 
     ``scaled``: the summaries come centred and scaled by what the training samples showed, within +-5, 0 where
-    unknown; else as they are, for learners that take NaN and care for order alone.
+    unknown; else as they are, for learners that take NaN and care for order alone. With ``relearn`` its models learn
+    between refits.
     """
 
     learn: Learn
     restore: Restore
     scaled: bool
+    relearn: Relearn | None = None
 
     def __call__(self, params: Params, *, lookback: int) -> TabularModel:  # noqa: ARG002 (the windows bring it)
-        return TabularModel(self, params)
+        return OnlineTabularModel(self, params, self.relearn) if self.relearn else TabularModel(self, params)
 
     def load(self, folder: Path) -> TabularModel:
         """A saved model, as it was."""
@@ -115,6 +138,15 @@ class TabularRegressor:
         model = self(params, lookback=0)
         model.restore(state)
         return model
+
+
+def require_new_labels(y_S: NDArray[np.float64]) -> None:
+    """Refuse to update from no labelled sample at all."""
+    if not len(y_S):
+        raise ModelError(
+            "nothing to update from: no target of the window has a label, a full lookback and a known feature; "
+            "wait until the labels of new decisions are complete"
+        )
 
 
 def subsample(table: Table, max_rows: int, *, seed: int) -> Table:

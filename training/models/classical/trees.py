@@ -16,6 +16,7 @@ from training.models.spec import Params, State
 # Tensor suffixes: S samples, K summary features, G trees, M nodes.
 
 GROWN_AT_ONCE: Final = 10  # trees between two looks at the deadline
+TREES_OF_AN_UPDATE: Final = 10  # of a booster at most: at the usual rates they go a third of the way to what is new
 
 
 def walk_python(
@@ -93,6 +94,17 @@ class Trees:
             start_1=np.array([start], dtype=value_M.dtype),
             divisor_1=np.array([divisor], dtype=np.float64),
         )
+
+    def followed_by(self, more: Self) -> Self:
+        """The sum of this boosted ensemble and the trees of another, which start from this one's scores."""
+        num_nodes = len(self.left_M)
+        both = {name: np.concatenate([array, more.state()[name]]) for name, array in self.state().items()}
+        both["root_G"] = np.concatenate([self.root_G, more.root_G + np.int32(num_nodes)])
+        both["left_M"], both["right_M"] = (
+            np.concatenate([own_M, np.where(added_M < 0, -1, added_M + num_nodes).astype(np.int32)])
+            for own_M, added_M in ((self.left_M, more.left_M), (self.right_M, more.right_M))
+        )
+        return type(self).restore({}, both | {"start_1": self.start_1, "divisor_1": self.divisor_1})
 
     def score(self, x_SK: NDArray[np.float32]) -> NDArray[np.float64]:
         """The ensemble's value for each sample; features may be unknown (NaN)."""

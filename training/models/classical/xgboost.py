@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from training.models.classical.tabular import Table, TabularRegressor, Task
-from training.models.classical.trees import Tree, Trees
+from training.models.classical.trees import TREES_OF_AN_UPDATE, Tree, Trees
 from training.models.deadline import Deadline
 from training.models.spec import Architecture
 
@@ -34,6 +34,20 @@ def learn(train: Table, check: Table, task: Task) -> Trees:
     )
     num_trees = booster.best_iteration + 1 if len(check.y_S) else booster.num_boosted_rounds()
     return taken(booster, num_trees=num_trees, start=start)
+
+
+def relearn(known: Trees, new: Table, task: Task) -> Trees:
+    """Go on boosting on the new samples, from the present score."""
+    import xgboost
+
+    booster = xgboost.train(
+        _settings(task, start=0.0),
+        xgboost.DMatrix(new.x_SK, new.y_S, base_margin=known.score(new.x_SK), nthread=1),
+        num_boost_round=min(TREES_OF_AN_UPDATE, task.budget.max_trees),
+        callbacks=[_watch(task.deadline)],
+        verbose_eval=False,
+    )
+    return known.followed_by(taken(booster, num_trees=booster.num_boosted_rounds(), start=0.0))
 
 
 def taken(booster: xgboost.Booster, *, num_trees: int, start: float) -> Trees:
@@ -83,7 +97,7 @@ ARCHITECTURE = Architecture(
     family="classical",
     cost_s=0.12,
     source="Chen and Guestrin (2016), XGBoost: A Scalable Tree Boosting System, KDD",
-    model=TabularRegressor(learn=learn, restore=Trees.restore, scaled=False),
+    model=TabularRegressor(learn=learn, restore=Trees.restore, scaled=False, relearn=relearn),
     grid={"max_depth": ("d", (3, 5))},
     space={
         "learning_rate": (0.05, 0.02, 0.1),

@@ -13,12 +13,14 @@ from training.dataset import Window
 from training.models.deadline import Deadline
 from training.models.econometric.returns import (
     BARS_AHEAD,
+    MEMORY_ROWS,
     RETURN_LIMIT,
     Moments,
     finite,
     lagged,
     learnable_returns,
     mean_of_known,
+    new_returns,
 )
 from training.models.spec import Architecture, Budget, Params, State
 from training.models.state import load_state, save_state
@@ -56,9 +58,27 @@ class HarRvModel:
         deadline = Deadline(budget)
         known_TN = learnable_returns(train)
         self._moments = Moments.fit(known_TN)
-        self._fit_volatility(train, known_TN)
-        self._fit_mean(train)
+        self._unit_1 = np.atleast_1d(np.nanmean(self._realised(known_TN)[:, self._moments.enough_N]))
+        self._har_C = self._volatility_weights(train, known_TN)
+        self._slope_C = self._slopes(train)
         deadline.check("the end")
+
+    def update(self, new: Window, *, seed: int, budget: Budget) -> None:  # noqa: ARG002 (nothing here is random)
+        """Move both regressions towards those of the new rows alone, by the rows' share beside ``MEMORY_ROWS``.
+
+        That is Bayesian least squares under a prior around the present coefficients whose precision has the shape of
+        the new rows' cross-products: Zellner, A. (1986), On assessing prior distributions and Bayesian regression
+        analysis with g-prior distributions. The unit of the volatility stays that of the fit.
+        """
+        deadline = Deadline(budget)
+        self._moments.require_entities(new)
+        known_TN = new_returns(new, self._moments)
+        num_rows = int(np.isfinite(known_TN).any(axis=1).sum())
+        share = num_rows / (num_rows + MEMORY_ROWS)
+        har_C, slope_C = self._volatility_weights(new, known_TN), self._slopes(new)
+        deadline.check("the end")
+        self._har_C = (1 - share) * self._har_C + share * har_C
+        self._slope_C = (1 - share) * self._slope_C + share * slope_C
 
     def predict(self, window: Window) -> NDArray[np.float64]:
         self._moments.require_entities(window)
@@ -86,22 +106,24 @@ class HarRvModel:
         model._moments = Moments.from_state(state)
         return model
 
-    def _fit_volatility(self, train: Window, known_TN: NDArray[np.float64]) -> None:
+    def _volatility_weights(self, window: Window, known_TN: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Least squares of the known returns' realised measure on the cascade of those before."""
         target_TN = np.where(self._moments.enough_N, self._realised(known_TN), np.nan)[1:]
-        self._unit_1 = np.atleast_1d(np.nanmean(self._realised(known_TN)[:, self._moments.enough_N]))
-        past = _cascade(lagged(self._realised(train.returns_TN), train), otherwise=float(self._unit_1[0]))
+        past = _cascade(lagged(self._realised(window.returns_TN), window), otherwise=float(self._unit_1[0]))
         learn_TN = np.isfinite(target_TN)
         design_SC = np.column_stack([np.ones(learn_TN.sum()), *(mean_TN[:-1][learn_TN] for mean_TN in past)])
-        self._har_C, *_ = np.linalg.lstsq(design_SC, target_TN[learn_TN], rcond=None)
+        weight_C, *_ = np.linalg.lstsq(design_SC, target_TN[learn_TN], rcond=None)
+        return np.asarray(weight_C, dtype=np.float64)
 
-    def _fit_mean(self, train: Window) -> None:
-        forward_TN = label_TN(train) * train.vol_TN[train.num_history :]
-        y_TN = np.clip(forward_TN / self.volatility(train), -LABEL_LIMIT, LABEL_LIMIT)
+    def _slopes(self, window: Window) -> NDArray[np.float64]:
+        """Ridge regression of the labels, in forecast volatilities, on the trends."""
+        forward_TN = label_TN(window) * window.vol_TN[window.num_history :]
+        y_TN = np.clip(forward_TN / self.volatility(window), -LABEL_LIMIT, LABEL_LIMIT)
         learn_TN = np.isfinite(y_TN)
         require_labels(y_TN[learn_TN])
-        x_SC = np.column_stack([trend_TN[learn_TN] for trend_TN in self._trends(train)])
+        x_SC = np.column_stack([trend_TN[learn_TN] for trend_TN in self._trends(window)])
         ridge = float(self._params["ridge"]) * len(x_SC) * np.eye(x_SC.shape[1])
-        self._slope_C = np.linalg.solve(x_SC.T @ x_SC + ridge, x_SC.T @ y_TN[learn_TN])
+        return np.asarray(np.linalg.solve(x_SC.T @ x_SC + ridge, x_SC.T @ y_TN[learn_TN]), dtype=np.float64)
 
     def _realised(self, returns_TN: NDArray[np.float64]) -> NDArray[np.float64]:
         """|return|^power in training deviations, NaN where unknown."""

@@ -17,6 +17,7 @@ from training.models.windows import label_TN
 
 MIN_RETURNS: Final = 60
 BARS_AHEAD: Final = 2  # the label starts at the next price, so its return is the one after the next
+MEMORY_ROWS: Final = 252  # what a fit knows weighs in an update: the rows of each entity that it usually learns from
 RETURN_LIMIT: Final = 5.0  # pooled regressions read returns within +-5 deviations: one crash must not outweigh a year
 
 
@@ -80,6 +81,20 @@ def learnable_returns(train: Window) -> NDArray[np.float64]:
     """Returns of the targets whose label may be seen, NaN elsewhere: a purged target's return is as forbidden."""
     returns_TN = finite(train.returns_TN[train.num_history :])
     return np.where(np.isfinite(label_TN(train)), returns_TN, np.nan)
+
+
+def new_returns(new: Window, moments: Moments) -> NDArray[np.float64]:
+    """``learnable_returns`` to update from, of the entities that were enough; ``ModelError`` where there are none.
+
+    The lookback of a target explains the return of the one after it: that of the first target is not explained.
+    """
+    known_TN = np.where(moments.enough_N, learnable_returns(new), np.nan)
+    if not np.isfinite(known_TN[1:]).any():
+        raise ModelError(
+            f"nothing to update from: of {len(known_TN)} targets none but the first has a known return and a label; "
+            "give at least two decisions whose labels are complete"
+        )
+    return known_TN
 
 
 def finite(values: NDArray[np.float64]) -> NDArray[np.float64]:

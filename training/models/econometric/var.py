@@ -12,12 +12,14 @@ from training.dataset import Window
 from training.models.deadline import Deadline
 from training.models.econometric.returns import (
     BARS_AHEAD,
+    MEMORY_ROWS,
     Moments,
     finite,
     known_volatility,
     lagged,
     learnable_returns,
     mean_of_known,
+    new_returns,
 )
 from training.models.spec import Architecture, Budget, Params, State
 from training.models.state import load_state, save_state
@@ -59,6 +61,22 @@ class VarModel:
         explaining_RK = np.concatenate(blocks, axis=1)[:-1]
         self._weight_BNM = self._posterior(explaining_RK, explained_RN, deadline)
 
+    def update(self, new: Window, *, seed: int, budget: Budget) -> None:  # noqa: ARG002 (nothing here is random)
+        """Move the coefficients by what explains the new returns' surprises, under a prior around the present ones.
+
+        Its precision is that of the fit's own prior and ``MEMORY_ROWS`` rows of independent regressors of variance 1:
+        the recursion of Bayesian least squares with the fit's cross-products taken to be those.
+        """
+        deadline = Deadline(budget)
+        self._moments.require_entities(new)
+        known_TN = self._moments.standardise(new_returns(new, self._moments))
+        blocks = _blocks(self._deviations(new), int(self._params["p"]))
+        expected_TN = np.sum([x_TM @ weight_NM.T for x_TM, weight_NM in zip(blocks, self._weight_BNM, strict=True)], 0)
+        surprise_RN = known_TN[1:] - expected_TN[:-1]
+        step_BNM = self._posterior(np.concatenate(blocks, axis=1)[:-1], surprise_RN, deadline, memory=MEMORY_ROWS)
+        deadline.check("the end")
+        self._weight_BNM = self._weight_BNM + step_BNM
+
     def predict(self, window: Window) -> NDArray[np.float64]:
         self._moments.require_entities(window)
         history = self._deviations(window)
@@ -87,17 +105,23 @@ class VarModel:
         return lagged(np.where(self._moments.enough_N, np.nan_to_num(z_TN), 0.0), window)
 
     def _posterior(
-        self, explaining_RK: NDArray[np.float64], explained_RN: NDArray[np.float64], deadline: Deadline
+        self,
+        explaining_RK: NDArray[np.float64],
+        explained_RN: NDArray[np.float64],
+        deadline: Deadline,
+        *,
+        memory: float = 0.0,
     ) -> NDArray[np.float64]:
         """Coefficients (B, N, M). Entities known in the same rows share one factorisation.
 
-        The ridge of an equation is that of everybody else's past, but for the equation's own B columns: a change of
-        rank B, which Woodbury's identity takes from the shared inverse.
+        ``memory`` is precision beyond that of the fit's prior. The ridge of an equation is that of everybody else's
+        past, but for the equation's own B columns: a change of rank B, which Woodbury's identity takes from the shared
+        inverse.
         """
         num_entities, num_lags = explained_RN.shape[1], int(self._params["p"])
         lag_B = np.array([*range(1, num_lags + 1), 1.0])
-        own_B = (lag_B / float(self._params["tightness"])) ** 2
-        cross_B = (lag_B / float(self._params["cross_tightness"])) ** 2 * max(num_entities - 1, 1)
+        own_B = (lag_B / float(self._params["tightness"])) ** 2 + memory
+        cross_B = (lag_B / float(self._params["cross_tightness"])) ** 2 * max(num_entities - 1, 1) + memory
         patterns_PR, pattern_N = np.unique(np.isfinite(explained_RN).T, axis=0, return_inverse=True)
         weight_NBM = np.zeros((num_entities, len(lag_B), num_entities))
         for pattern, known_R in enumerate(patterns_PR):

@@ -3,7 +3,8 @@ import pytest
 from sklearn.linear_model import ElasticNet
 
 from tests.training.models.classical.tables import NOTHING, learned, line, table, task
-from training.models.classical.elastic_net import learn
+from training.models.classical.elastic_net import learn, relearn
+from training.models.classical.linear import MEMORY_ROWS
 from training.models.classical.tabular import Table
 
 
@@ -72,3 +73,40 @@ def test_nothing_known_of_any_feature_gives_the_mean():
     rows = Table(x_SK=np.zeros((100, 3), dtype=np.float32), y_S=np.linspace(0, 1, 100))
     got = learn(rows, NOTHING, task("elastic_net", l1_share=1.0))
     np.testing.assert_allclose(got.score(rows.x_SK), 0.5)
+
+
+def flipped(x):
+    return 1.0 - line(x)
+
+
+def test_without_l1_an_update_is_a_ridge_around_the_present_slopes():
+    """The normal equations of the new rows, MEMORY_ROWS of the present slopes and offset, and the new rows' L2."""
+    asked = task("elastic_net", strength=0.2, l1_share=0.0)
+    known, new = learn(table(line), NOTHING, asked), table(flipped, num_samples=300, seed=1)
+    x = np.column_stack([new.x_SK.astype(float), np.ones(300)])
+    penalty = np.diag([300 * 0.2] * 6 + [0.0])
+    before = np.append(known.slope_K, known.offset_1)
+    want = np.linalg.solve(x.T @ x + MEMORY_ROWS * np.eye(7) + penalty, x.T @ new.y_S + MEMORY_ROWS * before)
+    got = relearn(known, new, asked)
+    np.testing.assert_allclose(np.append(got.slope_K, got.offset_1), want, atol=1e-3)
+
+
+def test_updates_without_end_are_the_fit_to_what_is_new():
+    asked = task("elastic_net")
+    known, new = learn(table(line, num_features=20), NOTHING, asked), table(flipped, num_features=20, seed=1)
+    want = learn(new, NOTHING, asked)
+    for _ in range(40):
+        known = relearn(known, new, asked)
+    np.testing.assert_allclose(known.slope_K, want.slope_K, atol=5e-3)
+    assert known.offset_1[0] == pytest.approx(want.offset_1[0], abs=5e-3)
+    assert (want.slope_K[2:] == 0).any()
+
+
+def test_one_new_row_changes_next_to_nothing_and_what_was_known_stays_as_it_is():
+    asked = task("elastic_net")
+    known = learn(table(line), NOTHING, asked)
+    before = known.slope_K.copy()
+    got = relearn(known, table(flipped, num_samples=1, seed=1), asked)
+    np.testing.assert_allclose(got.slope_K, before, atol=3e-3)
+    assert (got.slope_K != before).any()
+    np.testing.assert_array_equal(known.slope_K, before)

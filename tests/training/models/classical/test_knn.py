@@ -4,7 +4,7 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from tests.training.models.classical.tables import NOTHING, exclusive_or, learned, line, table, task
 from training.models.classical import knn
-from training.models.classical.knn import Neighbours, learn
+from training.models.classical.knn import Neighbours, learn, relearn
 from training.models.classical.tabular import Table
 
 
@@ -56,3 +56,18 @@ def test_the_state_restores_the_samples():
     got, _ = learned("knn", line)
     x = table(line).x_SK
     np.testing.assert_array_equal(Neighbours.restore(task("knn").params, got.state()).score(x), got.score(x))
+
+
+def test_an_update_is_a_fit_to_both():
+    old, new = table(line), table(exclusive_or, seed=1)
+    both = Table(x_SK=np.concatenate([old.x_SK, new.x_SK]), y_S=np.concatenate([old.y_S, new.y_S]))
+    got = relearn(learn(old, NOTHING, task("knn")), new, task("knn"))
+    np.testing.assert_array_equal(got.score(new.x_SK), learn(both, NOTHING, task("knn")).score(new.x_SK))
+
+
+def test_of_too_many_samples_the_oldest_go(monkeypatch):
+    monkeypatch.setattr(knn, "MAX_ROWS", 1500)
+    old, new = table(line), table(line, seed=1)
+    got = relearn(learn(old, NOTHING, task("knn")), new, task("knn"))
+    np.testing.assert_array_equal(got.y_V, [*old.y_S[-300:], *new.y_S])
+    np.testing.assert_array_equal(got.point_KV[:, 300:], new.x_SK.T)

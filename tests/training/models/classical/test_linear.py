@@ -3,7 +3,7 @@ import pytest
 
 from tests.training.models.classical.tables import line, table
 from training.models.classical import linear
-from training.models.classical.linear import LeastSquares, Linear, Penalty
+from training.models.classical.linear import MEMORY_ROWS, LeastSquares, Linear, Penalty, Rehearsal
 from training.models.spec import ModelError
 
 
@@ -69,3 +69,21 @@ def test_a_solver_cut_short_fails_the_fit(monkeypatch):
     rows = table(lambda x: x.sum(axis=1), num_features=30, num_samples=60)
     with pytest.raises(ModelError, match="raise strength"):
         LeastSquares(rows.x_SK, Penalty(l1=1e-4, l2=0.0)).solve(rows.y_S)
+
+
+def test_weights_count_rows_as_if_they_were_there_as_often():
+    rows = table(lambda x: 3 + line(x), num_samples=60)
+    times = np.arange(60) % 3 + 1
+    often = LeastSquares(np.repeat(rows.x_SK, times, axis=0), Penalty(l1=0.05, l2=0.1))
+    weighted = LeastSquares(rows.x_SK, Penalty(l1=0.05, l2=0.1), weight_S=times.astype(float))
+    want, got = often.solve(np.repeat(rows.y_S, times)), weighted.solve(rows.y_S)
+    np.testing.assert_allclose(got.slope_K, want.slope_K, atol=1e-3)
+    assert got.offset_1[0] == pytest.approx(want.offset_1[0], abs=1e-3)
+
+
+def test_probes_are_rows_of_independent_features_of_unit_variance():
+    rows = Rehearsal.of(table(line).x_SK[:40])
+    probes, weights = rows.probe_SK.astype(float), rows.weight_S[rows.num_new :]
+    assert (weights.sum(), rows.share) == (pytest.approx(MEMORY_ROWS), 40 / (40 + MEMORY_ROWS))
+    np.testing.assert_allclose((probes * weights[:, None]).sum(axis=0), 0, atol=1e-9)
+    np.testing.assert_allclose(probes.T @ (probes * weights[:, None]) / MEMORY_ROWS, np.eye(6), atol=1e-6)

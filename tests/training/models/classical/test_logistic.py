@@ -6,7 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from tests.training.models.classical.tables import NOTHING, correlation, learned, line, table, task
 from training.models.classical import logistic
 from training.models.classical.elastic_net import learn as learn_values
-from training.models.classical.logistic import learn
+from training.models.classical.linear import MEMORY_ROWS, Rehearsal
+from training.models.classical.logistic import learn, relearn
 from training.models.classical.tabular import Table
 from training.models.spec import ModelError
 
@@ -107,3 +108,35 @@ def test_one_sign_alone_is_refused():
 
 def test_it_learns_a_line():
     assert learned("logistic", line)[1] > 0.8
+
+
+def test_an_update_is_the_likelihood_of_new_signs_and_remembered_odds():
+    """Without L1 the gradient vanishes: of the new rows, the L2 asked of them, and the probes at their old odds."""
+    asked = task("logistic", l1_share=0.0)
+    known, new = learn(table(line), NOTHING, asked), table(lambda x: -line(x), num_samples=300, seed=1)
+    got, rows = relearn(known, new, asked), Rehearsal.of(new.x_SK)
+    x, probes = new.x_SK.astype(float), rows.probe_SK.astype(float)
+    surprise = expit(got.log_odds.score(rows.probe_SK)) - expit(known.log_odds.score(rows.probe_SK))
+    gradient = x.T @ (expit(got.log_odds.score(new.x_SK)) - (new.y_S > 0)) + 300 * 0.3 / 4 * got.log_odds.slope_K
+    gradient += probes.T @ (rows.weight_S[300:] * surprise)
+    np.testing.assert_allclose(gradient / (300 + MEMORY_ROWS), 0, atol=1e-3)
+    assert np.abs(got.log_odds.slope_K - known.log_odds.slope_K).max() > 0.01
+    size = (MEMORY_ROWS * known.size_1 + np.abs(new.y_S).sum()) / (300 + MEMORY_ROWS)
+    np.testing.assert_allclose(got.size_1, size)
+
+
+def test_updates_without_end_are_the_fit_to_what_is_new():
+    asked = task("logistic")
+    known, new = learn(table(line), NOTHING, asked), table(lambda x: -line(x), seed=1)
+    want = learn(new, NOTHING, asked).log_odds
+    for _ in range(40):
+        known = relearn(known, new, asked)
+    np.testing.assert_allclose(known.log_odds.slope_K, want.slope_K, atol=0.02)
+
+
+def test_new_labels_of_one_sign_or_of_none_are_no_trouble():
+    asked = task("logistic")
+    known, new = learn(table(line), NOTHING, asked), table(line, num_samples=40, seed=1)
+    up = relearn(known, Table(x_SK=new.x_SK, y_S=np.ones(40)), asked)
+    assert up.log_odds.offset_1 > known.log_odds.offset_1
+    assert relearn(known, Table(x_SK=new.x_SK, y_S=np.zeros(40)), asked) is known

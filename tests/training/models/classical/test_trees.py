@@ -67,3 +67,19 @@ def test_the_deadline_is_seen_while_growing():
     forest = RandomForestRegressor(random_state=0, warm_start=True)
     with pytest.raises(ModelError, match="at tree 10"):
         grow_forest(forest, table(exclusive_or), task("random_forest", num_trees=500, deadline_s=0.0))
+
+
+def test_an_ensemble_followed_by_another_is_their_sum(grown):
+    x = with_holes(table(exclusive_or, num_samples=50, seed=5)).x_SK
+    first = Trees.restore({}, grown.state() | {"start_1": np.array([0.5]), "divisor_1": np.ones(1)})
+    second = Trees.join(
+        [stump(0.0, missing_left=True, low=-1.0, high=1.0), stump(2.0, missing_left=False, low=3.0, high=4.0)],
+        start=0.0,
+        divisor=1,
+    )
+    both = first.followed_by(second)
+    np.testing.assert_allclose(both.score(x), first.score(x) + second.score(x), rtol=1e-12)
+    assert len(both.root_G) == 17
+    assert {name: array.dtype for name, array in both.state().items()} == {
+        name: array.dtype for name, array in first.state().items()
+    }

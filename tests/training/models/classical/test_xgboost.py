@@ -4,8 +4,18 @@ import numpy as np
 import pytest
 import xgboost
 
-from tests.training.models.classical.tables import NOTHING, exclusive_or, learned, line, table, task, with_holes
-from training.models.classical.xgboost import learn, taken
+from tests.training.models.classical.tables import (
+    NOTHING,
+    correlation,
+    exclusive_or,
+    learned,
+    line,
+    table,
+    task,
+    with_holes,
+)
+from training.models.classical.trees import TREES_OF_AN_UPDATE
+from training.models.classical.xgboost import learn, relearn, taken
 from training.models.spec import ModelError
 
 
@@ -68,3 +78,25 @@ def test_penalties_shrink_the_leaves():
 def test_the_deadline_is_seen_while_growing():
     with pytest.raises(ModelError, match="at tree 1"):
         learn(table(line), NOTHING, task("xgboost", num_trees=500, deadline_s=0.0))
+
+
+def test_an_update_goes_on_as_the_library_does(monkeypatch):
+    """Its own way is a booster handed over; ours starts from the present score. Rows drawn would differ by seed."""
+    settings = {"max_depth": 3, "learning_rate": 0.1, "base_score": 0.25, "nthread": 1, "tree_method": "hist"}
+    old, new, test = (with_holes(table(rule, seed=seed)) for seed, rule in enumerate((line, exclusive_or, line)))
+    booster = booster_on(old, num_trees=20, **settings)
+    monkeypatch.setattr("training.models.classical.xgboost._settings", lambda asked, *, start: settings)
+    got = relearn(taken(booster, num_trees=20, start=0.25), new, task("xgboost", num_trees=6))
+    theirs = xgboost.train(settings, xgboost.DMatrix(new.x_SK, new.y_S), num_boost_round=6, xgb_model=booster)
+    np.testing.assert_allclose(got.score(test.x_SK), theirs.predict(xgboost.DMatrix(test.x_SK)), atol=1e-5)
+    assert len(got.root_G) == 26
+
+
+def test_an_update_adds_a_few_trees_and_keeps_the_others():
+    known = learn(table(line), NOTHING, task("xgboost", num_trees=30))
+    got = relearn(known, table(exclusive_or, seed=1), task("xgboost", num_trees=30))
+    assert len(got.root_G) == 30 + TREES_OF_AN_UPDATE
+    np.testing.assert_array_equal(got.value_M[: len(known.value_M)], known.value_M)
+    assert correlation(got, table(exclusive_or, seed=2)) > correlation(known, table(exclusive_or, seed=2)) + 0.2
+    with pytest.raises(ModelError, match="at tree 1"):
+        relearn(known, table(line), task("xgboost", deadline_s=0.0))

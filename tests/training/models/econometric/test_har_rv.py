@@ -7,6 +7,7 @@ from arch.univariate import HARX
 from tests.training.models.toys import VOL, panel_of, toy_panel
 from training.dataset import window
 from training.models.econometric.har_rv import HarRvModel
+from training.models.econometric.returns import MEMORY_ROWS
 from training.models.spec import Budget, ModelError
 
 BUDGET = Budget()
@@ -194,3 +195,29 @@ def test_entities_must_be_those_it_was_fitted_on_and_one_must_have_returns():
         fitted(panel).predict(window(toy_panel(memory=0.7, num_entities=4), 300, 310, lookback=30))
     with pytest.raises(ModelError, match="none of 6 entities"):
         fitted(dataclasses.replace(panel, returns_TN=np.zeros_like(panel.returns_TN)))
+
+
+def test_an_update_goes_the_new_rows_share_of_the_way_to_their_own_fit():
+    panel = har_panel(num_times=500)
+    model = fitted(panel)
+    before = model.state()
+    rv, num_new = realised(model, panel), 120
+    new = window(panel, 200, 330, lookback=30, learn_T=np.arange(500) < 320)
+    past = [[rv[t - bars : t].mean(axis=0) for t in range(201, 320)] for bars in (1, 5, 22)]
+    x = np.column_stack([np.ones(119 * 3), *(np.array(mean).ravel() for mean in past)])
+    own = np.linalg.lstsq(x, rv[201:320].ravel(), rcond=None)[0]
+    model.update(new, seed=0, budget=BUDGET)
+    share = num_new / (num_new + MEMORY_ROWS)
+    np.testing.assert_allclose(model.state()["har"], (1 - share) * before["har"] + share * own, rtol=1e-9)
+    np.testing.assert_array_equal(model.state()["unit"], before["unit"])
+    assert (model.state()["slope"] != before["slope"]).all()
+
+
+def test_labels_that_flip_turn_the_slopes_in_the_end():
+    panel = toy_panel(memory=0.8)
+    model = fitted(panel)
+    assert model.state()["slope"][0] > 0.1
+    new = window(panel, 200, 400, lookback=30, learn_T=np.ones(420, dtype=bool))
+    for _ in range(10):
+        model.update(dataclasses.replace(new, y_TN=-new.y_TN), seed=0, budget=BUDGET)
+    assert model.state()["slope"][0] < -0.1

@@ -7,6 +7,7 @@ from statsmodels.tsa.api import VAR
 from tests.training.models.toys import VOL, learning_windows, panel_of, toy_panel
 from training.dataset import window
 from training.models.econometric.arima import ArimaModel
+from training.models.econometric.returns import MEMORY_ROWS
 from training.models.econometric.var import VarModel
 from training.models.spec import Budget, ModelError
 
@@ -182,3 +183,33 @@ def test_entities_must_be_those_it_was_fitted_on():
     model = fitted(toy_panel(memory=0.7))
     with pytest.raises(ModelError, match="4 entities for a model of 6"):
         model.predict(window(toy_panel(memory=0.7, num_entities=4), 300, 310, lookback=10))
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_an_update_is_the_posterior_around_the_present_coefficients(p):
+    """Each equation solved plainly: the prior's precision is the fit's and MEMORY_ROWS of unit regressors."""
+    returns = var_panel(LEADER).returns_TN.copy()
+    returns[210:225, 1] = returns[240, :] = np.nan
+    panel = dataclasses.replace(var_panel(LEADER), returns_TN=returns)
+    model = fitted(panel, p=p)
+    before = model.state()["weight"]
+    new = window(panel, 200, 300, lookback=10, learn_T=np.arange(420) < 290)
+    model.update(new, seed=0, budget=BUDGET)
+    z = standardised(model, panel.returns_TN)
+    x = design(z, 201, 290, p=p, lookback=10)
+    lag = np.repeat([*range(1, p + 1), 1.0], 3)
+    for n in range(3):
+        own = np.tile(np.arange(3) == n, p + 1)
+        precision = np.where(own, 0.2, 0.2 / np.sqrt(2)) ** -2.0 * lag**2 + MEMORY_ROWS
+        known = np.isfinite(panel.returns_TN[201:290, n])
+        gram = x[known].T @ x[known] + np.diag(precision)
+        want = np.linalg.solve(gram, x[known].T @ z[201:290, n][known] + precision * before[:, n].ravel())
+        np.testing.assert_allclose(model.state()["weight"][:, n].ravel(), want, rtol=1e-8, atol=1e-12)
+
+
+def test_one_new_decision_tells_nothing():
+    panel = toy_panel(memory=0.7)
+    model = fitted(panel)
+    new = window(panel, 200, 201, lookback=10, learn_T=np.ones(420, dtype=bool))
+    with pytest.raises(ModelError, match="of 1 targets none but the first"):
+        model.update(new, seed=0, budget=BUDGET)
