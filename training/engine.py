@@ -1,133 +1,160 @@
-"""The local process pool: single-threaded workers that die with their parent."""
+"""The pool that fits run in: worker processes of this machine, or of a Ray cluster, with the same results."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import Generic, TypeVar
+from pathlib import Path
+from queue import LifoQueue, SimpleQueue
+from typing import Final, Generic, TypeVar
+
+import psutil
+
+from training.worker import AbortedError, EngineError, Gone, Limits, LocalWorker, Worker, pack, unpack
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# One thread a worker, or the numeric libraries fight over the cores. Set before a worker imports them.
-_THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+_DEFAULTS: Final = Limits()
 
 
 @dataclass(frozen=True, slots=True)
 class Lost(Generic[Task]):
-    """A task that killed its worker process twice, the second time alone; ``reason`` says so."""
+    """A task without a result: over a limit, or it killed its worker twice; ``reason`` says which."""
 
     task: Task
     reason: str
 
 
 class Pool:
-    """Runs tasks in worker processes. Several threads may map over one pool at once.
+    """Runs tasks in workers. Several threads may map over one pool at once.
 
-    When a worker dies (killed, out of memory) the tasks under way are tried once more, each in a process of its own,
-    so that the one that kills is told from its neighbours.
+    A task whose worker died or took too much memory is tried once more, in a worker that has done nothing else: what
+    was to blame may have been outside, or left behind by earlier tasks. Its neighbours never notice.
     """
 
-    def __init__(self, make: Callable[[int], ProcessPoolExecutor], workers: int) -> None:
-        self._make, self._workers = make, workers
-        self._executor = make(workers)
-        self._renewing = threading.Lock()
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = workers
+        self._idle: LifoQueue[Worker] = LifoQueue()  # the last in has the packages loaded
+        for worker in reversed(workers):
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(len(workers))
         self._aborted = False
 
     def map(
-        self, run: Callable[[Task], Result], tasks: Sequence[Task], *, on_done: Callable[[Task], None] | None = None
+        self,
+        run: Callable[[Task], Result],
+        tasks: Sequence[Task],
+        *,
+        on_done: Callable[[Result | Lost[Task]], None] | None = None,
     ) -> list[Result | Lost[Task]]:
-        """Run every task and return results in the tasks' order; ``on_done`` is called as each one ends."""
-        executor = self._executor
+        """Run every task and return results in the tasks' order; ``on_done`` is called with each as it comes.
+
+        ``run`` is a function that workers can import. What a task raises is raised here, and the tasks not begun yet
+        are dropped.
+        """
         # Not as_completed: it waits for ever on futures that are cancelled while it waits.
-        ended: SimpleQueue[Future[Result]] = SimpleQueue()
-        futures = {_submit(executor, run, task): i for i, task in enumerate(tasks)}
+        ended: SimpleQueue[Future[Result | Lost[Task]]] = SimpleQueue()
+        futures = {self._submit(run, task): i for i, task in enumerate(tasks)}
         for future in futures:
             future.add_done_callback(ended.put)
         results: dict[int, Result | Lost[Task]] = {}
-        for _ in tasks:
-            future = ended.get()
-            i = futures[future]
-            try:
+        try:
+            for _ in tasks:
+                future = ended.get()
+                i = futures[future]
                 results[i] = future.result()
-            except BrokenProcessPool:
-                if self._aborted:
-                    raise
-                self._renew(executor)
-                results[i] = self._run_alone(run, tasks[i])
-            if on_done is not None:
-                on_done(tasks[i])
+                if on_done is not None:
+                    on_done(results[i])
+        except CancelledError as error:
+            raise AbortedError("the pool was aborted") from error
+        finally:
+            for future in futures:
+                future.cancel()
         return [results[i] for i in range(len(tasks))]
 
-    def _run_alone(self, run: Callable[[Task], Result], task: Task) -> Result | Lost[Task]:
-        with self._make(1) as executor:
-            try:
-                return executor.submit(run, task).result()
-            except BrokenProcessPool as error:
-                return Lost(task, f"its worker process died twice: {error}")
+    def _submit(self, run: Callable[[Task], Result], task: Task) -> Future[Result | Lost[Task]]:
+        try:
+            return self._threads.submit(self._do, run, task)
+        except RuntimeError as error:
+            raise AbortedError("the pool has ended") from error
 
-    def _renew(self, broken: ProcessPoolExecutor) -> None:
-        with self._renewing:  # of several that saw it break, one makes the new one
-            if self._executor is broken:
-                self._executor = self._make(self._workers)
+    def _do(self, run: Callable[[Task], Result], task: Task) -> Result | Lost[Task]:
+        question = pack(run, task)
+        worker = self._idle.get()
+        try:
+            answer = worker.ask(question)
+            again = isinstance(answer, Gone) and answer.again and not self._aborted
+            if again:
+                answer = worker.ask(question)
+        finally:
+            self._idle.put(worker)
+        if isinstance(answer, Gone):
+            if self._aborted:
+                raise AbortedError("the pool was aborted")
+            return Lost(task, f"{answer.reason}, twice" if again else answer.reason)
+        return unpack(answer)
 
     def shutdown(self) -> None:
         """End the workers once they are idle."""
-        self._executor.shutdown(wait=True)
+        self._threads.shutdown(wait=True)
+        for worker in self._workers:
+            worker.end()
 
     def abort(self) -> None:
-        """End the workers at once; whoever waits in ``map`` gets an exception."""
+        """End the workers at once; whoever waits in ``map`` gets ``AbortedError``."""
         self._aborted = True
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-
-
-def _submit(executor: ProcessPoolExecutor, run: Callable[[Task], Result], task: Task) -> Future[Result]:
-    try:
-        return executor.submit(run, task)
-    except BrokenProcessPool as error:
-        future: Future[Result] = Future()
-        future.set_exception(error)
-        return future
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.abort()
+        self._threads.shutdown(wait=True)
+        for worker in self._workers:
+            worker.end()
 
 
 @contextmanager
-def local_pool(workers: int) -> Iterator[Pool]:
-    """A pool of ``workers`` spawned processes, ended on exit."""
-    before = {name: os.environ.get(name) for name in _THREAD_COUNTS}
-    os.environ.update(dict.fromkeys(_THREAD_COUNTS, "1"))
-    context = multiprocessing.get_context("spawn")
-    pool = Pool(lambda size: ProcessPoolExecutor(size, mp_context=context, initializer=_begin_worker), workers)
+def open_pool(engine: str, workers: int, *, shared: Path, limits: Limits = _DEFAULTS) -> Iterator[Pool]:
+    """A pool of ``workers`` single-threaded processes, ended on exit.
+
+    Parameters
+    ----------
+    engine
+        ``local``; ``ray``, a Ray of this machine; or the address of a Ray cluster as ``ray.init`` takes it:
+        ``HOST:6379`` from one of its own nodes, ``ray://HOST:10001`` from elsewhere.
+    shared
+        The folder that tasks read and write. Every node of a cluster must see it under this path.
+    limits
+        What one task may take; they hold on every engine.
+    """
+    if engine == "local":
+        with local_pool(workers, limits=limits) as pool:
+            yield pool
+        return
+    if engine != "ray" and ":" not in engine:
+        raise EngineError(f"no engine {engine!r}; there are local, ray, HOST:6379 and ray://HOST:10001")
+    from training.ray_workers import ray_workers
+
+    address = None if engine == "ray" else engine
+    with ray_workers(address, workers, shared=shared, limits=limits) as begun, _running(begun) as pool:
+        yield pool
+
+
+@contextmanager
+def local_pool(workers: int, *, limits: Limits = _DEFAULTS) -> Iterator[Pool]:
+    """A pool of ``workers`` processes of this machine, ended on exit."""
+    share_gib = psutil.virtual_memory().total / 2**30 / (workers + 1)  # the pool's own process has one too
+    with _running([LocalWorker(limits, share_gib=share_gib) for _ in range(workers)]) as pool:
+        yield pool
+
+
+@contextmanager
+def _running(workers: Sequence[Worker]) -> Iterator[Pool]:
+    pool = Pool(workers)
     try:
         yield pool
         pool.shutdown()
     except BaseException:
         pool.abort()
         raise
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
-
-
-def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    import torch  # not at the top: only workers need it
-
-    torch.set_num_threads(1)
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # a killed parent leaves nobody to report to

@@ -13,7 +13,6 @@ differ between two representations of a key.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from feature_repo.ray_connection import RayConnectionError, connected
 from feature_repo.store.join import NO_ROW, Answers, IntArray
 from feature_repo.store.parquet import COLUMNS_AT_ONCE, History, Keys, OfflineStoreError, Taker, gather, plain, scan
 
@@ -250,25 +250,10 @@ def _do(task: Callable[[Shared, Job], Result], shared: Shared, job: Job) -> Resu
 
 @contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    """A connection to Ray, closed if it was opened here; a Ray started here stops with it."""
     try:
-        import ray
-    except ImportError as error:
+        with connected(address):
+            yield
+    except RayConnectionError as error:
         raise OfflineStoreError(
-            "offline_store has engine: ray, but Ray is not installed; pip install 'perennial[ray]' or set engine: local"
+            f"offline_store has engine: ray and ray_address: {address}, but {error}; or set engine: local"
         ) from error
-    if ray.is_initialized():
-        yield
-        return
-    where = {"address": "local", "include_dashboard": False} if address is None else {"address": address}
-    try:
-        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise OfflineStoreError(
-            f"no Ray answers at ray_address {address!r} ({error}); start it, correct the address or leave it out to "
-            f"run a Ray of this machine"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
