@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from flows import ingest
 from flows.console import make_console
-from flows.cycle import CycleConfig, Policy
+from flows.cycle import CycleConfig, LabelKind, Policy, Splitter
 
 if TYPE_CHECKING:
     from flows.services import State
@@ -69,7 +69,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-factory = typer.Typer(no_args_is_help=True, help="The model factory: which variants there are.")
+factory = typer.Typer(no_args_is_help=True, help="The model factory: which variants there are, and training them.")
 app.add_typer(factory, name="factory")
 features = typer.Typer(no_args_is_help=True, help="The features: tear sheets before training, health after.")
 app.add_typer(features, name="features")
@@ -79,6 +79,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Market = Annotated[str, typer.Option(help="A built-in market, or a folder of your own data.")]
 Interval = Annotated[str, typer.Option(help="The bars to use, such as 1d or 1h.")]
 Pipelines = Annotated[list[str] | None, typer.Option("--pipeline", help="Only this pipeline; may be repeated.")]
+Catalogue = Annotated[Path | None, typer.Option(help="A catalogue of your own (TOML).", show_default=False)]
+AsOf = Annotated[datetime | None, typer.Option(help="Hide what became known later (UTC).")]
+Horizon = Annotated[int, typer.Option(min=1, help="Bars ahead that are forecast.")]
+Label = Annotated[LabelKind, typer.Option(help="What models learn.")]
+Splits = Annotated[Splitter, typer.Option(help="Test windows: 21 sessions, or calendar years.")]
+Folds = Annotated[int, typer.Option(min=1, help="How many test windows, the newest.")]
+Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="Where fits run: local, ray, or a Ray cluster (HOST:6379, ray://HOST:10001).", show_default="local"
+    ),
+]
 Port = Annotated[int | None, typer.Option(help="Take this port.", show_default=False)]
 
 
@@ -97,32 +110,41 @@ def main(
 def run(
     market: Market = _DEFAULTS.market,
     interval: Interval = _DEFAULTS.interval,
+    horizon: Horizon = _DEFAULTS.horizon,
+    label: Label = _DEFAULTS.label,
     variants: Annotated[int, typer.Option(min=1, help="How many variants to train.")] = _DEFAULTS.variants,
-    folds: Annotated[int, typer.Option(min=1, help="Walk-forward folds.")] = _DEFAULTS.folds,
+    splitter: Splits = _DEFAULTS.splitter,
+    folds: Folds = _DEFAULTS.folds,
     agent_folds: Annotated[int, typer.Option(min=1, help="Folds of the agents.")] = _DEFAULTS.agent_folds,
     trials: Annotated[int, typer.Option(min=1, help="Optuna trials an architecture.")] = _DEFAULTS.trials,
     agent_trials: Annotated[int, typer.Option(min=1, help="Optuna trials of the agents.")] = _DEFAULTS.agent_trials,
-    seed: Annotated[int, typer.Option(help="Seed of all that is random.")] = _DEFAULTS.seed,
-    as_of: Annotated[datetime | None, typer.Option(help="Hide what became known later (UTC).")] = None,
+    seed: Seed = _DEFAULTS.seed,
+    as_of: AsOf = None,
+    catalogue: Catalogue = None,
     policy: Annotated[Policy, typer.Option(help="How Production is decided.")] = _DEFAULTS.policy,
+    engine: Engine = None,
 ) -> None:
     """Run the whole loop on a market: features, variants, ratings, stages, drift report, summary."""
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # what fails is raised, and told once
     make_console(stderr=True).print("Starting; the first bar shows in about 20 seconds ...", style="dim")
-    settings = _prepared()
+    settings = _prepared(**({"engine": engine} if engine else {}))
     from flows.cycle_flow import run_cycle
     from flows.summary import render
 
     config = CycleConfig(
         market=market,
         interval=interval,
+        horizon=horizon,
+        label=label,
         variants=variants,
+        splitter=splitter,
         folds=folds,
         agent_folds=agent_folds,
         trials=trials,
         agent_trials=agent_trials,
         seed=seed,
         as_of=as_of and as_of.replace(tzinfo=UTC),
+        catalogue=_listed(catalogue),
         policy=policy,
     )
     render(make_console(), run_cycle(settings, config))
@@ -224,6 +246,46 @@ def show_variant(
     make_console().print(_table(variant.id, [{"what": name, "value": value} for name, value in rows.items()]))
 
 
+@factory.command("train")
+def train_catalogue(
+    market: Market = _DEFAULTS.market,
+    interval: Interval = _DEFAULTS.interval,
+    horizon: Horizon = _DEFAULTS.horizon,
+    label: Label = _DEFAULTS.label,
+    splitter: Splits = _DEFAULTS.splitter,
+    folds: Folds = 1,
+    seed: Seed = _DEFAULTS.seed,
+    as_of: AsOf = None,
+    catalogue: Catalogue = None,
+    variants: Annotated[int | None, typer.Option(min=1, help="Only this many.", show_default="all")] = None,
+    engine: Engine = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Train the catalogue's variants walk-forward, rate them and log them to MLflow; no stage is changed."""
+    settings = _prepared(**({"engine": engine} if engine else {}))
+    from flows.console import progress
+    from flows.factory import render, train_catalogue
+
+    config = CycleConfig(
+        market=market,
+        interval=interval,
+        horizon=horizon,
+        label=label,
+        variants=variants or sys.maxsize,
+        splitter=splitter,
+        folds=folds,
+        seed=seed,
+        as_of=as_of and as_of.replace(tzinfo=UTC),
+        catalogue=_listed(catalogue),
+    )
+    with progress(make_console(stderr=True)) as bars:
+        report = train_catalogue(settings, config, bars)
+    if as_json:
+        _echo({**dataclasses.asdict(report), "ranking": json.loads(report.ranking.to_json(orient="records"))})
+    else:
+        render(make_console(), report)
+
+
 @features.command("report")
 def report_features(
     market: Market = _DEFAULTS.market,
@@ -285,6 +347,51 @@ def leakcheck(
         raise typer.Exit(1)
 
 
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="An architecture or a variant's id.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
+    market: Market = _DEFAULTS.market,
+    interval: Interval = _DEFAULTS.interval,
+    folds: Folds = _DEFAULTS.folds,
+    horizon: Horizon = _DEFAULTS.horizon,
+    as_of: AsOf = None,
+    seed: Seed = _DEFAULTS.seed,
+    seeds: Annotated[int, typer.Option(min=1, help="Fit under so many seeds, from --seed on.")] = 1,
+    folder: Annotated[Path | None, typer.Option("--into", help="Folder for the reports.", show_default=False)] = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Compare two models on the same data, folds and seeds, with an LSTM and a linear baseline, by paired tests.
+
+    An architecture stands for its variant of 30 bars on the technical pipeline, or as the other side's id has it.
+    """
+    check_machine()
+    settings = _settings()
+    from flows.compare import compare_variants, render, write_report
+    from flows.console import progress
+    from training.comparison_report import plain
+
+    config = CycleConfig(
+        market=market,
+        interval=interval,
+        horizon=horizon,
+        folds=folds,
+        seed=seed,
+        as_of=as_of and as_of.replace(tzinfo=UTC),
+    )
+    with progress(make_console(stderr=True)) as bars:
+        report = compare_variants(
+            first, second, config, num_seeds=seeds, workers=settings.workers, now=datetime.now(UTC), bars=bars
+        )
+    written = write_report(report, folder or settings.reports / "compare")
+    if as_json:
+        _echo(plain(report) | {"reports": {kind: str(file) for kind, file in written.items()}})
+        return
+    render(make_console(), report)
+    for kind, file in written.items():
+        make_console().print(f"{kind}: {file}", soft_wrap=True)
+
+
 def check_machine() -> None:
     """Refuse a Python that is not supported, and name a system library that is missing."""
     if sys.version_info[:2] not in _PYTHONS:
@@ -297,6 +404,11 @@ def check_machine() -> None:
             ctypes.CDLL("libgomp.so.1")
     except OSError:
         raise MachineError("LightGBM needs libgomp.so.1: type `sudo apt-get install libgomp1`") from None
+
+
+def _listed(catalogue: Path | None) -> str:
+    """The catalogue's file as a configuration has it, found from any folder."""
+    return str(catalogue.expanduser().absolute()) if catalogue else ""
 
 
 def _settings(**given: Any) -> Settings:

@@ -7,24 +7,33 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 Policy: TypeAlias = Literal["strict", "advisory", "manual"]
+LabelKind: TypeAlias = Literal["vol_scaled", "return", "sign", "triple_barrier"]
+
+
+Splitter: TypeAlias = Literal["walk_forward", "yearly"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CycleConfig:
     """What to run: ``as_of`` hides everything known later; ``variants`` is the budget of variants to train.
 
-    ``folds`` and ``agent_folds`` count walk-forward test windows of 21 sessions, ``trials`` and ``agent_trials`` what
-    Optuna may try for each architecture.
+    The variants are of the default catalogue, or of that in the file ``catalogue``. ``folds`` and ``agent_folds`` count
+    test windows, of 21 sessions (``walk_forward``) or of a calendar year (``yearly``), ``trials`` and ``agent_trials``
+    what Optuna may try for each architecture.
     """
 
     market: str = "us_stocks"
     interval: str = "1d"
     horizon: int = 1
+    label: LabelKind = "vol_scaled"
     as_of: datetime | None = None
+    catalogue: str = ""
     variants: int = 14
+    splitter: Splitter = "walk_forward"
     folds: int = 12
     agent_folds: int = 4
     trials: int = 4
@@ -34,7 +43,8 @@ class CycleConfig:
 
     def cycle_id(self, *, last_bar: str, market_fingerprint: str, code: str) -> str:
         """Names the cycle by its newest bar and a hash of all that decides its outcome."""
-        content = [asdict(self), market_fingerprint, code]
+        listed = Path(self.catalogue).read_text(encoding="utf-8") if self.catalogue else ""
+        content = [asdict(self), listed, market_fingerprint, code]
         digest = hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()[:8]
         return f"{last_bar.replace('-', '')}-{digest}"
 

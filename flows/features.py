@@ -58,7 +58,7 @@ def _panels(config: CycleConfig, names: list[str]) -> Iterator[Panel]:
     wanted = [pipeline(name).name for name in names]  # refuse a wrong name before the work begins
     market = data.load(config, datetime.now(UTC))
     with _apart(config, market) as run:
-        not_applicable = data.build_tables(run, market)
+        not_applicable = data.build_tables(run, market, None)
         store = open_feature_store(
             project=data.feast_project(run.market, config.interval),
             registry=f"sqlite:///{run.reports / 'registry.db'}",
@@ -69,7 +69,7 @@ def _panels(config: CycleConfig, names: list[str]) -> Iterator[Panel]:
         for name in wanted or [name for name in CATALOGUE if name not in not_applicable]:
             if name in not_applicable:
                 raise FeaturesError(not_applicable[name])
-            yield data.point_in_time_panel(name, market, grid, config.horizon, store)
+            yield data.point_in_time_panel(name, market, grid, config.horizon, store, label=config.label)
 
 
 @contextmanager

@@ -24,7 +24,8 @@ class Settings(BaseSettings):
     """The settings of one process, from ``PERENNIAL_...`` variables or from keywords; an unknown keyword is refused.
 
     ``home`` holds all that Perennial writes (as root, its Postgres data lies outside, see ``flows.postgres``).
-    ``database_url`` names a Postgres server of yours; without it an embedded one is used.
+    ``database_url`` names a Postgres server of yours; without it an embedded one is used. ``engine`` is where fits run:
+    ``local``, ``ray``, or a Ray cluster's address; ``home`` must then lie on a file system that all its nodes see.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
@@ -37,6 +38,7 @@ class Settings(BaseSettings):
     evidently_port: int = Field(default=8000, ge=1, le=65535)
     api_port: int = Field(default=8080, ge=1, le=65535)
     workers: int = Field(default_factory=_num_cores, ge=1)
+    engine: str = "local"
 
     @field_validator("home")
     @classmethod
@@ -131,5 +133,6 @@ def quiet_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PYGAME_HIDE_SUPPORT_PROMPT": "hide",
+        "RAY_USAGE_STATS_ENABLED": "0",
         **settings.exported(),
     }

@@ -21,7 +21,7 @@ from training.artifacts import package_versions, publish, write_manifest
 from training.dataset import Panel, window
 from training.models.fitted import FittedModel, Forecast, fit_model
 from training.models.registry import architecture
-from training.models.spec import Budget, Value
+from training.models.spec import EPOCHS, Budget, Value
 from training.panels import load_panel
 from training.signals import SignalStore
 from training.simulate import tune_threshold
@@ -49,7 +49,7 @@ _DECIDING: Final = (
 class FoldTask:
     """One fit. ``kind`` is ``oos`` (score the fold's test window) or ``live`` (score the newest bars).
 
-    ``made_at`` dates live signals; those of a test window are dated by their own sample times. ``code`` is the
+    A live fit saves its model, a tested one only where ``keeps_model`` asks for it. ``made_at`` dates live signals; those of a test window are dated by their own sample times. ``code`` is the
     fingerprint of the source that decides results, ``git_sha`` the commit it is told by.
     """
 
@@ -68,6 +68,7 @@ class FoldTask:
     folder: Path
     signals: Path
     made_at: str = ""
+    keeps_model: bool = False
 
     @property
     def key(self) -> str:
@@ -79,6 +80,7 @@ class FoldTask:
             "panel": self.panel_fingerprint,
             "fold": fold,
             "kind": self.kind,
+            "keeps_model": self.keeps_model,
             "seed": self.seed,
             "budget": asdict(self.budget),
             "costs": asdict(self.costs),
@@ -95,7 +97,10 @@ class FoldTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoldResult:
-    """What a fit left behind; ``reason`` is empty where it succeeded. ``threshold`` is on |demeaned score|."""
+    """What a fit left behind; ``reason`` is empty where it succeeded.
+
+    ``threshold`` is on |demeaned score|; ``epochs`` how many a network ran before it stopped, 0 for other models.
+    """
 
     variant: str
     fold: int
@@ -106,6 +111,7 @@ class FoldResult:
     checksum: str = ""
     num_signals: int = 0
     num_parameters: int = 0
+    epochs: int = 0
     fit_s: float = 0.0
     trained_from: str = ""
     trained_to: str = ""
@@ -121,8 +127,9 @@ def train_fold(task: FoldTask) -> FoldResult:
     folder = task.folder / task.variant.id / task.key
     if (folder / "result.json").exists():
         return FoldResult(**json.loads((folder / "result.json").read_text()))
+    for left in folder.parent.glob(f".{task.key}.*"):  # by a worker that was killed
+        shutil.rmtree(left, ignore_errors=True)
     partial = folder.with_name(f".{task.key}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     result = _try_fit(task, partial)
     if result.ok:
@@ -134,7 +141,7 @@ def train_fold(task: FoldTask) -> FoldResult:
 
 
 def model_folder(task: FoldTask) -> Path:
-    """Where the fitted model of a live task lies."""
+    """Where the fitted model of a task that saves it lies."""
     return task.folder / task.variant.id / task.key / "model"
 
 
@@ -156,8 +163,8 @@ def _fit(task: FoldTask, partial: Path) -> FoldResult:
     forecast = model.predict(window(panel, scored.start, scored.stop, lookback=task.variant.lookback))
     signals = _signals(task, panel, scored, forecast)
     SignalStore(root=task.signals).write(signals)
-    span = _training_span(panel, fold)
-    if task.kind == "live":
+    span, state = _training_span(panel, fold), model.model.state()
+    if task.kind == "live" or task.keeps_model:
         _save_model(task, panel, model, span, partial / "model")
     return FoldResult(
         variant=task.variant.id,
@@ -167,7 +174,8 @@ def _fit(task: FoldTask, partial: Path) -> FoldResult:
         threshold=threshold,
         checksum=model.checksum(),
         num_signals=len(signals),
-        num_parameters=sum(array.size for array in model.model.state().values()),
+        num_parameters=sum(array.size for name, array in state.items() if name != EPOCHS),
+        epochs=int(state[EPOCHS][0]) if EPOCHS in state else 0,
         fit_s=fit_s,
         trained_from=span[0].isoformat(),
         trained_to=span[1].isoformat(),

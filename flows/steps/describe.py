@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from feature_repo.market.schema import Market
-from flows.cycle import CycleSummary, RankedVariant
+from flows.cycle import CycleConfig, CycleSummary, RankedVariant
 from flows.steps.data import TEST, TRAIN, VALIDATE, Panels
 from flows.steps.fit import Trained
 from flows.steps.judge import Judgement
@@ -49,6 +49,13 @@ def summarise(
     )
 
 
+def split_of(config: CycleConfig) -> str:
+    """How the history was cut, in words."""
+    if config.splitter == "yearly":
+        return f"of calendar years after all before, {VALIDATE} bars of them for validation, purged"
+    return f"of {TRAIN}/{VALIDATE}/{TEST} bars, walk-forward, purged"
+
+
 def _facts(
     run: Run, market: Market, panels: Panels, trained: Mapping[str, Trained], judgement: Judgement
 ) -> dict[str, str]:
@@ -68,8 +75,8 @@ def _facts(
         f"borrow {info.costs.borrow_bps_ann:g} bp a year",
         "trained": f"{len(trained)} variants ({', '.join(f'{n} {family}' for family, n in sorted(families.items()))}), "
         "architectures in turn, each time the least used pipeline, lookback and parameters",
-        "tested": f"{len(panels.folds)} walk-forward folds (agents {run.config.agent_folds}) of {TRAIN}/{VALIDATE}/"
-        f"{TEST} bars, purged, {str(times[0])[:10]} to {str(times[-1])[:10]}; live models learned up to "
+        "tested": f"{len(panels.folds)} folds (agents {run.config.agent_folds}) {split_of(run.config)}, "
+        f"{str(times[0])[:10]} to {str(times[-1])[:10]}; live models learned up to "
         f"{str(panel.sample_times_T[panels.live.validate.stop - 1])[:10]}",
         "seed": f"{run.config.seed}; dataset {panel.fingerprint[:12]}, code {run.git_sha[:12]}",
     }

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 from feature_repo.market.costs import CostModel
 from flows.cycle import CycleConfig
+from flows.settings import Settings
 from flows.steps.data import Panels
 from flows.steps.run import Run
-from training.engine import Lost, Pool
+from training.catalogue_file import read_catalogue
+from training.engine import Lost, Pool, open_pool
 from training.models.spec import Budget, Value
 from training.splits.walk_forward import Fold
 from training.trainer import FoldResult, FoldTask, Kind, train_fold, validation_ic
 from training.tuning import Tuned, tune
 from training.variants import Variant, catalogue, choose
+from training.worker import Limits
 
-Done = Callable[[FoldTask], None]
+Done = Callable[[FoldResult], None]
+_DEADLINES = 3.0  # a fit looks at its deadline itself; one that has not for three of them never will
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,9 +34,20 @@ class Trained:
     results: Sequence[FoldResult]
 
 
+def fit_pool(settings: Settings) -> AbstractContextManager[Pool]:
+    """The workers that fits run in."""
+    limits = Limits(time_s=_DEADLINES * Budget().deadline_s)
+    return open_pool(settings.engine, settings.workers, shared=settings.home, limits=limits)
+
+
+def listed_variants(config: CycleConfig) -> list[Variant]:
+    """The catalogue's variants: the default one's, or those of the file that the configuration names."""
+    return read_catalogue(Path(config.catalogue)) if config.catalogue else catalogue()
+
+
 def choose_variants(config: CycleConfig, pipelines: Sequence[str]) -> list[Variant]:
     """The budget's choice from the catalogue over the pipelines that apply."""
-    return choose([variant for variant in catalogue() if variant.pipeline in pipelines], config.variants)
+    return choose([variant for variant in listed_variants(config) if variant.pipeline in pipelines], config.variants)
 
 
 def fold_task(
@@ -42,6 +59,7 @@ def fold_task(
     kind: Kind,
     costs: CostModel,
     tuned: Mapping[str, Value],
+    keeps_model: bool = False,
 ) -> FoldTask:
     """One fit of a variant, with everything a worker needs to know."""
     return FoldTask(
@@ -60,6 +78,7 @@ def fold_task(
         folder=run.fits,
         signals=run.signals,
         made_at=run.now.isoformat(),
+        keeps_model=keeps_model,
     )
 
 
@@ -69,17 +88,32 @@ def num_trials(config: CycleConfig, variant: Variant) -> int:
 
 
 def tune_architecture(
-    run: Run, panels: Panels, variants: Sequence[Variant], *, costs: CostModel, storage: str, pool: Pool, done: Done
+    run: Run,
+    panels: Panels,
+    variants: Sequence[Variant],
+    *,
+    costs: CostModel,
+    storage: str,
+    pool: Pool,
+    done: Callable[[object], None],
 ) -> Tuned:
-    """Tune one architecture on its variant of middle lookback; all its variants take the answer."""
-    middle = sorted(variants, key=lambda variant: (variant.lookback, variant.id))[len(variants) // 2]
-    tasks = [fold_task(run, panels, middle, fold, kind="oos", costs=costs, tuned={}) for fold in panels.tuning]
+    """Tune one architecture; all its variants take the answer, so each fold is fitted on another of them.
+
+    They lie evenly over the lookbacks: this costs about what the middle one would, without fitting the parameters to
+    one lookback, pipeline and size.
+    """
+    ordered, num_folds = sorted(variants, key=lambda variant: (variant.lookback, variant.id)), len(panels.tuning)
+    spread = [ordered[(2 * k + 1) * len(ordered) // (2 * num_folds)] for k in range(num_folds)]
+    tasks = [
+        fold_task(run, panels, variant, fold, kind="oos", costs=costs, tuned={})
+        for variant, fold in zip(spread, panels.tuning, strict=True)
+    ]
 
     def evaluate(jobs: Sequence[FoldTask]) -> list[float]:
         values = pool.map(validation_ic, jobs, on_done=done)
         return [float("nan") if isinstance(value, Lost) else value for value in values]
 
-    return tune(tasks, num_trials=num_trials(run.config, middle), storage=storage, evaluate=evaluate)
+    return tune(tasks, num_trials=num_trials(run.config, spread[0]), storage=storage, evaluate=evaluate)
 
 
 def variant_tasks(
@@ -95,11 +129,17 @@ def variant_tasks(
 
 def train_variant(variant: Variant, tasks: Sequence[FoldTask], pool: Pool, done: Done) -> Trained:
     """Train every fold of a variant; a fold whose worker died is a failure with that reason."""
-    results = pool.map(train_fold, tasks, on_done=done)
-    settled = [_lost(result) if isinstance(result, Lost) else result for result in results]
-    return Trained(variant=variant, tasks=tasks, results=settled)
+    return Trained(variant=variant, tasks=tasks, results=run_tasks(tasks, pool, done))
 
 
-def _lost(lost: Lost[FoldTask]) -> FoldResult:
-    task = lost.task
-    return FoldResult(variant=task.variant.id, fold=task.fold.index, kind=task.kind, key=task.key, reason=lost.reason)
+def run_tasks(tasks: Sequence[FoldTask], pool: Pool, done: Done) -> list[FoldResult]:
+    """Train folds of any variants; results in the tasks' order."""
+    results = pool.map(train_fold, tasks, on_done=lambda result: done(_settled(result)))
+    return [_settled(result) for result in results]
+
+
+def _settled(result: FoldResult | Lost[FoldTask]) -> FoldResult:
+    if not isinstance(result, Lost):
+        return result
+    task = result.task
+    return FoldResult(variant=task.variant.id, fold=task.fold.index, kind=task.kind, key=task.key, reason=result.reason)

@@ -249,7 +249,7 @@ def _check_panel(run: Run, market: Market, panels: Panels, name: str, cut: _Cut)
         if each is facts:
             return panel
         grid = market_grid(each, run.config.interval).tail(NUM_SAMPLES)
-        return point_in_time_panel(name, each, grid, run.config.horizon, cut.store)
+        return point_in_time_panel(name, each, grid, run.config.horizon, cut.store, label=run.config.label)
 
     samples = check_panels({name: build}, facts, [cut.moment], rng=np.random.default_rng(_SEED))[name]
     return together([samples, check_folds(panel, [*panels.folds, *panels.tuning, panels.live])])

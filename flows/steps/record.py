@@ -19,7 +19,7 @@ from training.metrics.forecast import mean_ic
 from training.metrics.performance import sharpe
 from training.rating.promotion import Stage, StageChange, Target, apply, assignments, plan, reconcile
 from training.rating.tracks import Tracks
-from training.tracking import CycleSummary, Tracker, VariantRecord
+from training.tracking import CycleSummary, FailedVariant, Tracker, VariantRecord
 from training.trainer import FoldTask, model_folder
 
 SERIES = ("ic", "sharpe_net", "threshold")
@@ -43,13 +43,11 @@ def log_and_register_all(
     rated: Rated,
     periods_per_year: int,
 ) -> Registered:
-    """Log a run for every rated variant and register its newest model."""
+    """Log a run for every variant, register the newest model of each rated one, and say why the others failed."""
     judged = [trained[name] for name in rated.tracks.variants]
     tables = {each.variant.id: fold_table(each, panels, rated.tracks, periods_per_year) for each in judged}
-    versions = {}
-    for each in judged:
-        record = _variant_record(run, each, rated, tables[each.variant.id])
-        versions[each.variant.id] = tracker.register(record, run_id=tracker.log_variant(record))
+    versions = tracker.log_variants(_variant_record(run, each, rated, tables[each.variant.id]) for each in judged)
+    tracker.log_failures(_failed_variant(run, trained[name], reason) for name, reason in rated.failed.items())
     return Registered(versions=versions, fold_tables=tables)
 
 
@@ -65,11 +63,36 @@ def _variant_record(run: Run, trained: Trained, rated: Rated, table: pd.DataFram
         training_key=trained.tasks[-1].key,
         folder=folder,
         manifest=read_manifest(folder),
-        metrics={str(name): float(value) for name, value in figures.items()},
+        metrics={
+            "test": {str(name): float(value) for name, value in figures.items()},
+            "train": {
+                "fit_s": float(table["fit_s"].sum()),
+                "num_parameters": float(table["num_parameters"].iloc[-1]),
+            },
+        },
         fold_table=table,
         series=SERIES,
         started_at=run.now,
         ended_at=run.now + timedelta(seconds=float(table["fit_s"].sum())),
+    )
+
+
+def _failed_variant(run: Run, failed: Trained, reason: str) -> FailedVariant:
+    variant, task = failed.variant, failed.tasks[0]
+    return FailedVariant(
+        cycle_id=run.cycle_id,
+        variant=variant.id,
+        architecture=variant.architecture,
+        family=variant.family,
+        pipeline=variant.pipeline,
+        lookback=variant.lookback,
+        params=task.params,
+        dataset_fingerprint=task.panel_fingerprint,
+        seed=task.fit_seed,
+        code_version=run.git_sha,
+        reason=reason,
+        started_at=run.now,
+        ended_at=run.now + timedelta(seconds=sum(result.fit_s for result in failed.results)),
     )
 
 
@@ -123,18 +146,17 @@ def change_stages(run: Run, tracker: Tracker, judgement: Judgement, versions: Ma
 def log_summary(
     run: Run,
     tracker: Tracker,
-    trained: Mapping[str, Trained],
     panels: Panels,
-    judgement: Judgement,
+    ranking: pd.DataFrame,
+    tracks: Tracks,
     *,
+    num_variants: int,
     num_trials: int,
     fold_tables: Mapping[str, pd.DataFrame],
     reports: Sequence[Path],
     ended_at: datetime,
 ) -> str:
-    """Log the cycle's one summary run; returns its id."""
-    selection = judgement.selection
-    ranking = staged_table(trained, judgement)
+    """Log the run's one summary (``ranking`` with a ``stage``); returns its id."""
     return tracker.log_cycle_summary(
         CycleSummary(
             cycle_id=run.cycle_id,
@@ -143,12 +165,12 @@ def log_summary(
             seed=run.config.seed,
             ranking=ranking,
             fold_ic=_fold_ic(ranking["variant"], fold_tables),
-            equity=_equity(ranking["variant"][:NUM_EQUITY_CURVES], judgement.tracks),
+            equity=_equity(ranking["variant"][:NUM_EQUITY_CURVES], tracks),
             reports=reports,
-            num_variants=len(trained),
+            num_variants=num_variants,
             num_trials=num_trials,
-            num_staging=len(selection.staging),
-            num_production=len(selection.production),
+            num_staging=int((ranking["stage"] == "Staging").sum()),
+            num_production=int((ranking["stage"] == "Production").sum()),
             started_at=run.now,
             ended_at=ended_at,
         )

@@ -2,19 +2,19 @@ import itertools
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote, unquote, urlparse
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from tests.training.dying_client import DyingClient, Killed
-from training.artifacts import folder_artifact, verify_manifest, write_manifest
+from tests.training.tracking_makers import VARIANT, make_record, make_summary, of_variant
+from training.artifacts import folder_artifact, verify_manifest
 from training.tracking import (
-    METRICS_PER_BATCH,
+    RUN_KEY,
     CycleSummary,
+    FailedVariant,
     Tracker,
     TrackingError,
     VariantRecord,
@@ -22,8 +22,7 @@ from training.tracking import (
     model_name,
 )
 
-START = datetime(2024, 5, 6, 21, tzinfo=UTC)
-VARIANT = "lstm-l30-technical-h128"
+MLFLOWS_METRICS_AT_ONCE = 1000
 
 
 @pytest.fixture
@@ -33,35 +32,25 @@ def tracker(databases, tmp_path: Path) -> Tracker:
 
 @pytest.fixture
 def record(tmp_path: Path) -> VariantRecord:
-    folder = tmp_path / "saved"
-    folder.mkdir()
-    (folder / "weights.safetensors").write_bytes(b"weights")
-    manifest = write_manifest(
-        folder,
-        variant=VARIANT,
-        checksum="c0ffee",
-        params={"hidden_size": 128, "dropout": 0.1},
-        feature_names=("rsi_14",),
+    return make_record(tmp_path / "saved")
+
+
+@pytest.fixture
+def failed(record) -> FailedVariant:
+    return FailedVariant(
+        cycle_id="c1",
+        variant="var-l60-ohlcv-p2",
+        architecture="var",
+        family="econometric",
+        pipeline="ohlcv",
+        lookback=60,
+        params={"order": 2},
         dataset_fingerprint="f" * 64,
-        training_span=(datetime(2019, 1, 2, tzinfo=UTC), datetime(2020, 1, 3, tzinfo=UTC)),
         seed=7,
         code_version="abc",
-        packages={"numpy": "2.4.0"},
-    )
-    return VariantRecord(
-        cycle_id="c1",
-        architecture="lstm",
-        family="deep",
-        pipeline="technical",
-        lookback=30,
-        training_key="k1",
-        folder=folder,
-        manifest=manifest,
-        metrics={"test_sharpe_net": 1.5, "test_ic": 0.03, "recovery_time": float("nan"), "worst": float("-inf")},
-        fold_table=pd.DataFrame({"fold": [0, 1, 2], "ic": [0.1, np.nan, 0.3], "hit_rate": [0.5, 0.6, 0.7]}),
-        series=("ic",),
-        started_at=START,
-        ended_at=START + timedelta(seconds=90),
+        reason="LinAlgError: singular matrix",
+        started_at=record.started_at,
+        ended_at=record.ended_at,
     )
 
 
@@ -69,36 +58,21 @@ def record(tmp_path: Path) -> VariantRecord:
 def summary(tmp_path: Path) -> CycleSummary:
     report = tmp_path / "drift.html"
     report.write_text("<p>drift")
-    names = [f"v{number}" for number in range(4)]
-    return CycleSummary(
-        cycle_id="c1",
-        dataset_fingerprint="f" * 64,
-        code_version="abc",
-        seed=7,
-        ranking=pd.DataFrame(
-            {
-                "variant": names,
-                "architecture": ["lstm", "lstm", "arima", "lgbm"],
-                "pipeline": ["technical", "momentum", "technical", "momentum"],
-                "score": [0.9, 0.5, np.nan, -0.1],
-                "stage": ["Production", "Staging", "None", "None"],
-                "why": ["<gate>", "", "", ""],
-            }
-        ),
-        fold_ic=pd.DataFrame([[0.1, np.nan], [0.0, -0.1]], index=names[:2], columns=[0, 1]),
-        equity=pd.DataFrame({"v0": [1.0, 1.1]}, index=pd.to_datetime(["2024-01-02", "2024-01-03"], utc=True)),
-        reports=[report],
-        num_variants=4,
-        num_trials=20,
-        num_staging=1,
-        num_production=1,
-        started_at=START,
-        ended_at=START + timedelta(minutes=5),
-    )
+    return replace(make_summary(), reports=[report])
 
 
 def runs(tracker: Tracker, filter_string: str = "") -> list:
     return list(tracker.client.search_runs([tracker.experiment_id], filter_string))
+
+
+def logged(tracker: Tracker, record: VariantRecord | FailedVariant):
+    """Log a record and give its run."""
+    if isinstance(record, VariantRecord):
+        tracker.log_variants([record])
+    else:
+        tracker.log_failures([record])
+    (run,) = runs(tracker, f"tags.`{RUN_KEY}` = '{record.cycle_id}/{record.variant}'")
+    return run
 
 
 def files(run) -> Path:
@@ -108,6 +82,16 @@ def files(run) -> Path:
 
 def local(uri: str) -> Path:
     return Path(unquote(urlparse(uri).path))
+
+
+class Watched:
+    """A client some of whose methods are replaced by watched ones."""
+
+    def __init__(self, client, **methods) -> None:
+        self.client, self.methods = client, methods
+
+    def __getattr__(self, name: str):
+        return self.methods.get(name) or getattr(self.client, name)
 
 
 def crashes(tracker: Tracker) -> Iterator[int]:
@@ -123,7 +107,7 @@ def crashes(tracker: Tracker) -> Iterator[int]:
 
 
 def test_a_variant_is_one_flat_run_that_mlflow_can_search_and_group(tracker, record):
-    run_id = tracker.log_variant(record)
+    run_id = logged(tracker, record).info.run_id
     found = runs(tracker, "tags.family = 'deep' and metrics.test_sharpe_net > 1 and params.dropout = '0.1'")
     assert [run.info.run_id for run in found] == [run_id]
     run = found[0]
@@ -134,12 +118,15 @@ def test_a_variant_is_one_flat_run_that_mlflow_can_search_and_group(tracker, rec
         "family": "deep",
         "architecture": "lstm",
         "pipeline": "technical",
+        "strategy_type": "technical",
         "lookback": "30",
         "variant": VARIANT,
+        "training_key": "k1",
         "dataset_fingerprint": "f" * 64,
         "git_sha": "abc",
         "seed": "7",
         "checksum": "c0ffee",
+        "artifact_type": "model",
         "artifact_sha256": artifact.sha256,
         "artifact_size": str(artifact.size),
         "mlflow.source.git.commit": "abc",
@@ -151,16 +138,33 @@ def test_a_variant_is_one_flat_run_that_mlflow_can_search_and_group(tracker, rec
     assert run.data.params == {"hidden_size": "128", "dropout": "0.1"}
 
 
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("metrics.test_sharpe_net > 1", True),
+        ("metrics.test_sharpe_net > 2", False),
+        ("tags.family = 'deep' and tags.pipeline = 'technical' and tags.lookback = '30'", True),
+        ("tags.strategy_type ILIKE 'TECH%'", True),
+        ("tags.family = 'classical'", False),
+        ("metrics.train_fit_s <= 12 and attributes.status = 'FINISHED'", True),
+        ("metrics.`fold/ic` > 0.2", True),
+        ("params.hidden_size = '128' and tags.failure IS NULL", True),
+    ],
+)
+def test_searches_as_typed_into_the_ui(tracker, record, asked, found):
+    tracker.log_variants([record])
+    assert len(runs(tracker, asked)) == found
+
+
 def test_metrics_are_final_values_and_a_few_series_and_never_nan(tracker, record):
-    run_id = tracker.log_variant(record)
-    data = tracker.client.get_run(run_id).data
-    assert data.metrics == {"test_sharpe_net": 1.5, "test_ic": 0.03, "fold/ic": 0.3}
-    history = tracker.client.get_metric_history(run_id, "fold/ic")
+    run = logged(tracker, record)
+    assert run.data.metrics == {"test_sharpe_net": 1.5, "test_ic": 0.03, "train_fit_s": 12.0, "fold/ic": 0.3}
+    history = tracker.client.get_metric_history(run.info.run_id, "fold/ic")
     assert [(point.step, point.value) for point in history] == [(0, 0.1), (2, 0.3)]
 
 
 def test_the_saved_model_the_fold_table_and_the_dataset_come_with_the_run(tracker, record):
-    run = tracker.client.get_run(tracker.log_variant(record))
+    run = logged(tracker, record)
     assert verify_manifest(files(run) / "model", sha256=run.data.tags["artifact_sha256"]) == record.manifest
     pd.testing.assert_frame_equal(pd.read_parquet(files(run) / "folds.parquet"), record.fold_table)
     (data_input,) = run.inputs.dataset_inputs
@@ -168,25 +172,39 @@ def test_the_saved_model_the_fold_table_and_the_dataset_come_with_the_run(tracke
 
 
 def test_more_metrics_than_mlflow_takes_at_once_all_arrive(tracker, record):
-    many = {f"m{number}": float(number) for number in range(METRICS_PER_BATCH + 5)}
-    run_id = tracker.log_variant(replace(record, metrics=many, series=()))
-    assert tracker.client.get_run(run_id).data.metrics == many
+    many = {f"m{number}": float(number) for number in range(MLFLOWS_METRICS_AT_ONCE + 5)}
+    run = logged(tracker, replace(record, metrics={"test": many}, series=()))
+    assert run.data.metrics == {f"test_{name}": value for name, value in many.items()}
 
 
-def test_tracking_leaves_mlflows_global_state_alone(tracker, record):
+def test_tracking_leaves_mlflows_global_state_alone(tracker, record, failed):
     import mlflow
 
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    tracker.log_variant(record)
+    tracker.log_variants([record])
+    tracker.log_failures([failed])
     assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == before
     assert mlflow.active_run() is None
 
 
 def test_a_finished_run_is_left_as_it_is_and_another_cycle_has_its_own(tracker, record):
-    first = tracker.log_variant(record)
-    assert tracker.log_variant(replace(record, metrics={"test_ic": 0.5})) == first
-    assert tracker.client.get_run(first).data.metrics["test_ic"] == 0.03
-    assert tracker.log_variant(replace(record, cycle_id="c2")) != first
+    first = logged(tracker, record)
+    again = logged(tracker, replace(record, metrics={"test": {"ic": 0.5}}))
+    assert again.info.run_id == first.info.run_id
+    assert again.data.metrics["test_ic"] == 0.03
+    assert logged(tracker, replace(record, cycle_id="c2")).info.run_id != first.info.run_id
+
+
+def test_a_cycles_runs_are_looked_up_once_however_many_there_are(tracker, record):
+    records = [of_variant(record, f"v{number}") for number in range(5)]
+    tracker.log_variants(records[:2])
+    searches = []
+    search_runs = tracker.client.search_runs
+    tracker.client = Watched(tracker.client, search_runs=lambda *a, **k: searches.append(a) or search_runs(*a, **k))
+    tracker.log_variants([*records, replace(records[0], cycle_id="c2")])
+    assert len(searches) == 2  # a cycle each
+    keys = sorted(run.data.tags[RUN_KEY] for run in tracker.search("tags.kind = 'variant'"))
+    assert keys == [*(f"c1/v{number}" for number in range(5)), "c2/v0"]
 
 
 def test_whichever_write_a_kill_hits_a_rerun_leaves_one_finished_run_and_one_version(tracker, record):
@@ -195,37 +213,74 @@ def test_whichever_write_a_kill_hits_a_rerun_leaves_one_finished_run_and_one_ver
         attempt = replace(record, cycle_id=f"c{num_writes}", training_key=f"k{num_writes}")
         dying = tracker.client
         try:
-            tracker.register(attempt, run_id=tracker.log_variant(attempt))
+            tracker.log_variants([attempt])
         except Killed:
             tracker.client = dying.client
             unfinished += any(run.info.status != "FINISHED" for run in runs(tracker))
-            run_id = tracker.log_variant(attempt)
-            tracker.register(attempt, run_id=run_id)
+            tracker.log_variants([attempt])
             tracker.client = dying
         found = tracker.client.search_model_versions(
             f"tags.training_key = 'k{num_writes}' and tags.market = '{tracker.market}'"
         )
         (run,) = runs(tracker, f"tags.cycle_id = 'c{num_writes}'")
         assert run.info.status == "FINISHED"
-        assert run.data.metrics.keys() == {"test_sharpe_net", "test_ic", "fold/ic"}
+        assert run.data.metrics.keys() == {"test_sharpe_net", "test_ic", "train_fit_s", "fold/ic"}
         assert (files(run) / "folds.parquet").exists()
         assert [version.run_id for version in found] == [run.info.run_id]
-    assert num_writes > 6 > 4 < unfinished
+    assert num_writes > 6 > 3 < unfinished
 
 
 def test_an_error_while_logging_is_seen_on_the_run(tracker, record):
     with pytest.raises(KeyError):
-        tracker.log_variant(replace(record, series=("nonesuch",)))
+        tracker.log_variants([replace(record, series=("nonesuch",))])
     assert [run.info.status for run in runs(tracker)] == ["FAILED"]
-    tracker.log_variant(record)
+    tracker.log_variants([record])
     assert [run.info.status for run in runs(tracker)] == ["FINISHED"]
 
 
+def test_a_failed_variant_is_a_failed_run_with_its_reason_and_no_version(tracker, record, failed):
+    tracker.log_variants([record])
+    run = logged(tracker, failed)
+    (found,) = runs(tracker, "attributes.status = 'FAILED' and tags.failure LIKE '%singular%'")
+    assert found.info.run_id == run.info.run_id
+    assert run.data.tags["failure"] == "LinAlgError: singular matrix"
+    identity = {"family": "econometric", "strategy_type": "ohlcv", "cycle_id": "c1", "lookback": "60", "git_sha": "abc"}
+    assert identity.items() <= run.data.tags.items()
+    assert run.data.params == {"order": "2"}
+    assert run.info.end_time - run.info.start_time == 90_000
+    assert not tracker.client.search_model_versions(f"name = '{model_name(tracker.market, failed.variant)}'")
+
+
+def test_whichever_write_a_kill_hits_a_failure_is_there_once(tracker, failed):
+    for num_writes in crashes(tracker):
+        attempt = replace(failed, cycle_id=f"c{num_writes}")
+        dying = tracker.client
+        try:
+            tracker.log_failures([attempt])
+        except Killed:
+            tracker.client = dying.client
+            tracker.log_failures([attempt])
+            tracker.client = dying
+        (run,) = runs(tracker, f"tags.cycle_id = 'c{num_writes}'")
+        assert (run.info.status, run.data.tags["failure"]) == ("FAILED", failed.reason)
+        assert run.data.params == {"order": "2"}
+    assert num_writes > 2
+
+
+def test_of_a_failure_tried_again_the_newest_outcome_counts_and_a_success_is_never_taken_back(tracker, record, failed):
+    failed = replace(failed, variant=VARIANT)
+    first = logged(tracker, failed)
+    assert logged(tracker, failed).info.run_id == first.info.run_id
+    assert logged(tracker, replace(failed, reason="timeout")).data.tags["failure"] == "timeout"
+    assert logged(tracker, record).info.status == "FINISHED"
+    assert logged(tracker, failed).info.status == "FINISHED"
+
+
 def test_every_fit_is_a_version_of_its_variants_model_without_a_stage(tracker, record):
-    run_id = tracker.log_variant(record)
-    assert tracker.register(record, run_id=run_id) == 1
+    assert tracker.log_variants([record]) == {VARIANT: 1}
     version = tracker.client.get_model_version(model_name(tracker.market, VARIANT), "1")
-    assert (version.current_stage, version.run_id, version.status) == ("None", run_id, "READY")
+    (run,) = runs(tracker)
+    assert (version.current_stage, version.run_id, version.status) == ("None", run.info.run_id, "READY")
     assert {
         "market": tracker.market,
         "variant": VARIANT,
@@ -236,6 +291,7 @@ def test_every_fit_is_a_version_of_its_variants_model_without_a_stage(tracker, r
         "dataset_fingerprint": "f" * 64,
         "checksum": "c0ffee",
         "family": "deep",
+        "strategy_type": "technical",
         "lookback": "30",
         "git_sha": "abc",
     }.items() <= version.tags.items()
@@ -243,12 +299,18 @@ def test_every_fit_is_a_version_of_its_variants_model_without_a_stage(tracker, r
     assert verify_manifest(local(version.source), sha256=version.tags["artifact_sha256"]) == record.manifest
 
 
+def test_a_strategy_type_and_facts_of_ones_own_are_tags_of_run_and_version(tracker, record):
+    run = logged(tracker, replace(record, strategy_type="carry", facts={"threshold": "0.5"}))
+    version = tracker.client.get_model_version(model_name(tracker.market, VARIANT), "1")
+    for tags in (run.data.tags, version.tags):
+        assert {"strategy_type": "carry", "pipeline": "technical", "threshold": "0.5"}.items() <= tags.items()
+
+
 def test_only_a_new_fit_is_a_new_version(tracker, record):
-    run_id = tracker.log_variant(record)
-    assert tracker.register(record, run_id=run_id) == 1
+    assert tracker.log_variants([record]) == {VARIANT: 1}
     tomorrow = replace(record, cycle_id="c2")
-    assert tracker.register(tomorrow, run_id=tracker.log_variant(tomorrow)) == 1
-    assert tracker.register(replace(tomorrow, training_key="k2"), run_id=run_id) == 2
+    assert tracker.log_variants([tomorrow]) == {VARIANT: 1}
+    assert tracker.log_variants([replace(tomorrow, cycle_id="c3", training_key="k2")]) == {VARIANT: 2}
     models = tracker.client.search_registered_models(
         f"tags.market = '{tracker.market}' and tags.pipeline = 'technical'"
     )
@@ -257,7 +319,7 @@ def test_only_a_new_fit_is_a_new_version(tracker, record):
 
 def test_markets_are_those_with_a_registered_model(tracker, record):
     assert tracker.market not in markets(tracker.client)  # an experiment alone is no market
-    tracker.register(record, run_id=tracker.log_variant(record))
+    tracker.log_variants([record])
     tracker.client.create_registered_model(f"stranger {uuid.uuid4().hex}")
     found = markets(tracker.client)
     assert found.count(tracker.market) == 1

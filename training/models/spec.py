@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,10 @@ from training.dataset import Window
 Value: TypeAlias = str | int | float | bool
 Params: TypeAlias = Mapping[str, Value]
 Family: TypeAlias = Literal["classical", "deep", "econometric", "agent"]
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 State: TypeAlias = dict[str, NDArray[np.generic]]
+EPOCHS: Final = "training.epochs"
+"""In the state of a network, int64 (2,): the epochs its fit ran, and which of them was the best, from 1."""
 
 
 class ModelError(RuntimeError):
@@ -24,12 +27,16 @@ class ModelError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """How much work a fit may do, in steps; the deadline fails a fit, it never truncates one."""
+    """How much work a fit may do, in steps; the deadline fails a fit, it never truncates one.
+
+    ``device`` is where networks are fitted: ``auto`` takes the GPU where there is one.
+    """
 
     max_epochs: int = 30
     max_trees: int = 100
     max_agent_steps: int = 4000
     deadline_s: float = 300.0
+    device: Device = "auto"
 
 
 class Model(Protocol):
