@@ -430,7 +430,7 @@ def _prepared(**given: Any) -> Settings:
     settings = _settings(**given)
     settings.prefect_home.mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, but not its parents
     if note := postgres.first_start_note(settings):
-        make_console().print(note, style="yellow")
+        make_console(stderr=True).print(note, style="yellow")  # what is asked for may be JSON
     services.end_orphans(settings)
     if api := services.prefect_api(settings):
         os.environ["PREFECT_API_URL"] = api  # runs show in the server that is up; else Prefect starts one for itself

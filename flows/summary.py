@@ -49,10 +49,12 @@ def _facts(facts: Mapping[str, str]) -> Table:
 
 def _tuning(tuned: Sequence[Mapping[str, str]]) -> Table:
     table = Table(title="Hyperparameters, picked by Optuna on validation before any test window", title_justify="left")
-    for column in ("architecture", "trials", "failed", "validation IC", "parameters"):
+    for column in ("architecture", "trials", "pruned", "failed", "validation IC", "parameters"):
         table.add_column(column)
     for row in tuned:
-        table.add_row(*(row[column] for column in ("architecture", "trials", "failed", "validation IC", "parameters")))
+        table.add_row(
+            *(row[column] for column in ("architecture", "trials", "pruned", "failed", "validation IC", "parameters"))
+        )
     return table
 
 

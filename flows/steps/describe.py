@@ -86,6 +86,7 @@ def _tuned(tuned: Tuned) -> dict[str, str]:
     return {
         "architecture": tuned.architecture,
         "trials": str(tuned.num_trials),
+        "pruned": str(tuned.num_pruned),
         "failed": str(tuned.num_failed),
         "validation IC": f"{tuned.validation_ic:+.3f}",
         "parameters": ", ".join(f"{name} {value}" for name, value in tuned.params.items()),
@@ -123,7 +124,7 @@ def _gate(run: Run, judgement: Judgement, *, num_trials: int) -> dict[str, str]:
         )
     return {
         f"Gate ({run.config.policy})": skill,
-        "Tried": f"{gate.num_trials} variants and {num_trials} tuning trials, failed ones counted",
+        "Tried": f"{gate.num_trials} variants and {num_trials} tuning trials, failed and pruned ones counted",
     }
 
 

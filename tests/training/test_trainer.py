@@ -16,7 +16,6 @@ from training.panels import load_panel, save_panel
 from training.signals import SignalStore
 from training.splits.walk_forward import final_fold, walk_forward
 from training.trainer import FoldTask, model_folder, train_fold, validation_ic
-from training.tuning import tune
 from training.variants import full_grid
 
 LENGTHS = {"train": 120, "validate": 40}
@@ -141,42 +140,3 @@ def test_validation_ic_sees_a_planted_signal(task):
 
 def test_validation_ic_of_a_failing_fit_is_nan(task):
     assert np.isnan(validation_ic(replace(task, params={**task.params, "num_leaves": -5})))
-
-
-def test_tuning_is_repeatable_counts_every_trial_and_never_looks_at_tests(task, databases, fresh_database):
-    seen = []
-
-    def evaluate(jobs):
-        seen.extend(jobs)
-        return [float("nan") if job.params["lambda_l2"] > 1 else -job.params["learning_rate"] for job in jobs]
-
-    storage = databases.url(fresh_database)
-    tuned = tune([task], num_trials=5, storage=storage, evaluate=evaluate)
-    assert tuned.num_trials == 5
-    assert tuned.num_failed == sum(job.params["lambda_l2"] > 1 for job in seen)
-    assert {key: seen[0].params[key] for key in tuned.params} == architecture("lightgbm").defaults()
-    assert tuned.validation_ic == max(-job.params["learning_rate"] for job in seen if job.params["lambda_l2"] <= 1)
-    before = len(seen)
-    assert tune([task], num_trials=5, storage=storage, evaluate=evaluate) == tuned
-    assert len(seen) == before  # a finished study is read back
-
-
-def test_a_study_that_was_cut_off_ends_as_one_that_was_not(task, databases, fresh_database, tmp_path):
-    def evaluate(jobs):
-        return [-float(job.params["learning_rate"]) for job in jobs]
-
-    calls = 0
-
-    def dies_in_the_second_batch(jobs):
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return evaluate(jobs)
-
-    storage = databases.url(fresh_database)
-    with pytest.raises(KeyboardInterrupt):
-        tune([task], num_trials=6, storage=storage, evaluate=dies_in_the_second_batch)
-    resumed = tune([task], num_trials=6, storage=storage, evaluate=evaluate)
-    undisturbed = tune([task], num_trials=6, storage=f"sqlite:///{tmp_path}/undisturbed.db", evaluate=evaluate)
-    assert resumed == undisturbed
