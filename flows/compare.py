@@ -157,7 +157,7 @@ def _find(name: str) -> Variant:
 def _panels(run: Run, market: Market, pipelines: Sequence[str]) -> data.Panels:
     from feature_repo.definitions.repo import open_feature_store  # Feast takes seconds to import
 
-    not_applicable = data.build_tables(run, market)
+    not_applicable = data.build_tables(run, market, None)
     for name in pipelines:
         if name in not_applicable:
             others = sorted(set(CATALOGUE) - set(not_applicable))

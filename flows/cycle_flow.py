@@ -28,13 +28,13 @@ from sqlalchemy.exc import OperationalError
 from feature_repo.definitions.repo import open_feature_store
 from feature_repo.market.schema import Market
 from feature_repo.pipelines.catalog import CATALOGUE
-from flows.console import make_console, progress
-from flows.cycle import CycleConfig, CycleSummary, Policy
+from flows.console import make_console, phase, progress, variants_phase
+from flows.cycle import CycleConfig, CycleSummary, LabelKind, Policy, Splitter
 from flows.postgres import Databases, Hold
 from flows.settings import Settings, read_settings
 from flows.steps import data, describe, fit, judge, leaks, record, watch
 from flows.steps.run import Run, RunError, alone, name_run
-from training.engine import Pool, local_pool
+from training.engine import Pool
 from training.tracking import Tracker
 from training.tuning import Tuned
 from training.variants import Variant
@@ -88,8 +88,10 @@ def cycle(
     market: str = "us_stocks",
     interval: str = "1d",
     horizon: int = 1,
+    label: LabelKind = "vol_scaled",
     as_of: datetime | None = None,
     variants: int = _DEFAULTS.variants,
+    splitter: Splitter = _DEFAULTS.splitter,
     folds: int = _DEFAULTS.folds,
     agent_folds: int = _DEFAULTS.agent_folds,
     trials: int = _DEFAULTS.trials,
@@ -104,8 +106,10 @@ def cycle(
         market=market,
         interval=interval,
         horizon=horizon,
+        label=label,
         as_of=as_of,
         variants=variants,
+        splitter=splitter,
         folds=folds,
         agent_folds=agent_folds,
         trials=trials,
@@ -128,37 +132,38 @@ def _cycle(
     settings: Settings, databases: Databases, config: CycleConfig, bars: Progress, started: float
 ) -> CycleSummary:
     now = datetime.now(UTC)
-    with _phase(bars, "Market data"):
+    with phase(bars, "Market data"):
         market: Market = load(config, now)
     run = name_run(settings, config, market, now)
     tracker = Tracker(databases.url("mlflow"), settings.artifacts_url, run.market)
     with alone(databases, run.market) as connection:
-        with _phase(bars, "Features, in two times"):
-            not_applicable = build_tables(run, market)
-        with _phase(bars, "Point-in-time panels, by Feast"):
+        with phase(bars, "Features, in two times"):
+            not_applicable = build_tables(run, market, connection)
+        with phase(bars, "Point-in-time panels, by Feast"):
             panels = _panels(run, market, databases, [name for name in CATALOGUE if name not in not_applicable])
-        with _phase(bars, "Leaks: who knows the future"):
+        with phase(bars, "Leaks: who knows the future"):
             checked = check_leaks(run, market, panels)
         chosen = fit.choose_variants(config, list(panels.folders))
-        with local_pool(settings.workers) as pool:
+        with fit.fit_pool(settings) as pool:
             tuned = _tune_all(run, market, panels, chosen, databases, pool, bars)
             trained = _train_all(run, market, panels, chosen, tuned, pool, bars)
-        with _phase(bars, "Ratings and gates"):
+        with phase(bars, "Ratings and gates"):
             judgement = judge_all(run, market.info, panels, trained, checked)
-        with _phase(bars, "MLflow runs and versions"):
+        with phase(bars, "MLflow runs and versions"):
             registered = register(run, tracker, trained, panels, judgement, market.info.sessions_per_year)
-        with _phase(bars, "Stages"):
+        with phase(bars, "Stages"):
             change_stages(run, tracker, judgement, registered.versions)
-        with _phase(bars, "Drift and reports"):
+        with phase(bars, "Drift and reports"):
             watched = watch_drift(
                 run, market.info, panels, judgement, trained, connection, settings.evidently_workspace
             )
             log_summary(
                 run,
                 tracker,
-                trained,
                 panels,
-                judgement,
+                record.staged_table(trained, judgement),
+                judgement.tracks,
+                num_variants=len(trained),
                 num_trials=sum(each.num_trials for each in tuned.values()),
                 fold_tables=registered.fold_tables,
                 reports=watched.files,
@@ -202,13 +207,13 @@ def _tune_all(
     pool: Pool,
     bars: Progress,
 ) -> dict[str, Tuned]:
-    """Tune the architectures one after another: each one's batches fill the pool."""
+    """Tune the architectures side by side: together their batches fill the pool."""
     ordered = sorted(chosen, key=lambda variant: variant.architecture)
     by_name = {name: list(group) for name, group in groupby(ordered, key=lambda variant: variant.architecture)}
     fits = sum(fit.num_trials(run.config, group[0]) * len(panels.tuning) for group in by_name.values())
-    with _phase(bars, "Hyperparameters, by Optuna", total=fits) as advance:
-        return {
-            name: tune(
+    with phase(bars, "Hyperparameters, by Optuna", total=fits) as advance:
+        futures = {
+            name: tune.submit(
                 name=name,
                 run=run,
                 panels=panels,
@@ -220,6 +225,7 @@ def _tune_all(
             )
             for name, group in by_name.items()
         }
+        return {name: future.result() for name, future in futures.items()}
 
 
 def _train_all(
@@ -237,20 +243,14 @@ def _train_all(
         )
         for variant in chosen
     }
-    with _phase(bars, f"Training {len(jobs)} variants", total=sum(map(len, jobs.values()))) as advance:
+    num_fits = {name: len(tasks) for name, tasks in jobs.items()}
+    with variants_phase(bars, f"Training {len(jobs)} variants", num_fits) as ended:
+        done: fit.Done = lambda result: ended(result.variant, ok=result.ok)  # noqa: E731
         futures = {
-            variant.id: train.submit(name=variant.id, variant=variant, tasks=jobs[variant.id], pool=pool, done=advance)
+            variant.id: train.submit(name=variant.id, variant=variant, tasks=jobs[variant.id], pool=pool, done=done)
             for variant in chosen
         }
         return {name: future.result() for name, future in futures.items()}
-
-
-@contextmanager
-def _phase(bars: Progress, title: str, total: int = 1) -> Iterator[Callable[[object], None]]:
-    """A progress bar over a phase; gives what advances it by one."""
-    bar = bars.add_task(title, total=total)
-    yield lambda _: bars.advance(bar)
-    bars.update(bar, completed=total)
 
 
 @contextmanager

@@ -181,7 +181,7 @@ def _run_cycle(
 
     with tempfile.TemporaryDirectory() as folder:
         run = _run(config, market, now, Path(folder))
-        data.build_tables(run, market)
+        data.build_tables(run, market, None)
         if plant:
             plant(run.features)
         registry = f"sqlite:///{folder}/registry.db"
@@ -237,7 +237,7 @@ def check_online(
     bars = pipeline_bars(market, config.interval)
     with tempfile.TemporaryDirectory() as folder:
         run = _run(config, market, now, Path(folder))
-        data.build_tables(run, market)
+        data.build_tables(run, market, None)
         registry = f"sqlite:///{folder}/registry.db"
         store = open_feature_store(
             project=_NAME, registry=registry, features_root=run.features, interval=config.interval

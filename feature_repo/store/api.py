@@ -78,7 +78,8 @@ class FeatureTable:
         In autocommit mode, so that what was written is there when a write returns; several writes are one transaction
         within ``with connection.transaction()``. One thread at a time; the isolation is Postgres' own, read committed.
     view
-        Name of the feature view, as Feast and the catalogue know it.
+        Name of the feature view. Those of a market's pipelines are called ``<market>/<interval>/<view>``, as their
+        folder is: ``us_stocks/1d/momentum_v1``. Others may have any name.
     producer_version
         git SHA of the code that writes.
     clock

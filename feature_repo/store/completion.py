@@ -4,13 +4,12 @@ An event is an (entity, event time). A statement says some of its features, know
 statements in knowledge order, each completed by what the earlier ones said, so that the last row known at T answers for
 every feature as the last statement about it known at T does.
 
-The rule is that of ``tables.append_rows``, a feature at a time, and with what a restatement is about on record, so that
-an older date given alone doesn't undo it:
+The rule is that of ``tables.new_rows``, a feature at a time:
 
 - A statement dated at a time for which nothing was said about a feature is new, also when its date lies in the past
   or its value equals the one before: a third may come to lie between them.
-- What was said for a date stays. If the newest statement differs from the current value, it is a restatement known
-  now, after every row of the event, unless the current value goes back to a later date.
+- What was said for a date stays. If the newest statement about a feature differs from the current value, it is a
+  restatement known now, after every row of the event, unless the current value goes back to a later date.
 - An undated statement is known now, after every row of the event, and is new if it changes anything.
 
 Rows after a new statement lack what it said, where nothing later did. They are not changed: each gets a copy that has
@@ -93,11 +92,14 @@ def rows_to_add(stored: Sequence[EventRow], statements: Sequence[Statement], now
         new = {name: value for name, value in features.items() if name not in said}
         if new:
             log.append(_entry(date, 1 + max((row.revision for row in at_date), default=-1), new))
-    for date, features in reversed(dated):  # the newest first: the others say nothing after it
+    told: set[str] = set()
+    for date, features in reversed(dated):
         current = _current(log)
-        open_to_it = {name: value for name, value in features.items() if current[name].origin <= date}
+        newest = {name: value for name, value in features.items() if name not in told}
+        open_to_it = {name: value for name, value in newest.items() if current[name].origin <= date}
         if _changes(current, open_to_it):
             log.append(_entry(_after(log, now), 0, open_to_it, restates=date))
+        told |= newest.keys()
     return _complete(log, {row.position for row in stored})
 
 

@@ -4,8 +4,9 @@
 The knowledge-time rule of ``join`` as a query: of an entity's rows with ``event_time`` and ``ingest_time`` up to T the
 one with the latest event time, then ingest time, then revision. Each is the first that the primary key's index finds.
 
-Writers of one view and version take turns by an advisory lock, which they hold until they commit. ``written_at`` is
-read under it, so a reader that has waited for the lock sees all that was written before.
+Writers of one view and version take turns by an advisory lock, which they hold until they commit. Under it a write
+takes its number, so whoever sees a write's rows sees those of all smaller numbers; and the API reads ``written_at``, so
+a reader that has waited for the lock sees all that it wrote before.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pyarrow.csv as pa_csv
 from psycopg import sql
 
 from feature_repo.store.completion import EventRow, Statement, rows_to_add
+from feature_repo.store.copy_text import copy_text
 from feature_repo.store.partitions import ensure_months, month_of
 from feature_repo.store.values import Statements, dumps, loads
 
@@ -33,7 +35,7 @@ _OF_VIEW = "r.view = %(view)s AND r.feature_version = %(version)s"
 _WRITTEN = "(%(written_before)s::timestamptz IS NULL OR r.written_at <= %(written_before)s)"
 _COLUMNS: Final = (
     "view, feature_version, entity_key, event_time, ingest_time, revision, features, stated, restates, written_at, "
-    "producer, producer_version, run_id"
+    "producer, producer_version, run_id, write_number"
 )
 _EVENT = f"""
     SELECT r.ingest_time, r.revision, r.features::text, r.stated, r.restates FROM feature_rows r
@@ -41,6 +43,12 @@ _EVENT = f"""
 """
 _NAME = "INSERT INTO feature_names SELECT %s, %s, unnest(%s::text[]) ON CONFLICT DO NOTHING"
 _NAMES = "SELECT name FROM feature_names WHERE view = %s AND feature_version = %s ORDER BY name"
+_NAMES_OF = f"""
+    SELECT jsonb_object_keys(features) FROM (
+        SELECT r.features FROM feature_rows r WHERE {_OF_VIEW} AND r.producer = %(producer)s AND r.stated IS NULL
+        ORDER BY r.write_number DESC LIMIT 1
+    ) newest
+"""
 _FOUND: Final = """
     r.event_time, r.ingest_time, r.revision, r.features::text, r.stated, r.producer, r.producer_version
 """
@@ -79,6 +87,24 @@ _EXPORT = f"""
     FROM feature_rows r WHERE {_OF_VIEW} AND {_WRITTEN}
     ORDER BY r.entity_key, r.event_time, r.ingest_time, r.revision DESC
 """
+_NEXT_WRITE = """
+    INSERT INTO feature_writes (view, feature_version, number)
+    SELECT %(view)s::text, %(version)s, 1 + coalesce(max(number), 0)
+    FROM feature_writes WHERE view = %(view)s AND feature_version = %(version)s
+    RETURNING number, id::text
+"""
+_NO_WRITE = "DELETE FROM feature_writes WHERE view = %s AND feature_version = %s AND number = %s"
+_WRITES = """
+    SELECT number, id::text FROM feature_writes
+    WHERE view = %(view)s AND feature_version = %(version)s ORDER BY number DESC LIMIT 1
+"""
+_IS_WRITE = "SELECT FROM feature_writes WHERE view = %s AND feature_version = %s AND number = %s AND id = %s"
+_WRITTEN_SINCE = f"""
+    SELECT r.entity_key, r.event_time, r.ingest_time, r.features::text, r.written_at, r.producer, r.producer_version,
+        r.run_id, r.restates, r.stated
+    FROM feature_rows r WHERE {_OF_VIEW} AND r.write_number > %(after)s AND r.write_number <= %(until)s
+    ORDER BY r.write_number, r.entity_key, r.event_time, r.ingest_time, r.revision
+"""
 
 # The bulk write. What is plain is done in one statement each; the rest of the rule is ``rows_to_add``'s. Conditions on
 # a stored row are conditions on what was said too: any other makes Postgres believe that a table without fresh
@@ -101,7 +127,7 @@ _BULK_SEEN = f"""
 _BULK_UNSEEN = f"""
     INSERT INTO feature_rows ({_COLUMNS})
     SELECT s.view, s.feature_version, s.entity_key, s.event_time, coalesce(s.ingest_time, %(written_at)s), 0,
-        s.features, NULL, NULL, %(written_at)s, %(producer)s, %(producer_version)s, %(run_id)s
+        s.features, NULL, NULL, %(written_at)s, %(producer)s, %(producer_version)s, %(run_id)s, %(number)s
     FROM bulk_said s
     WHERE NOT EXISTS (
         SELECT FROM bulk_seen seen WHERE seen.entity_key = s.entity_key AND seen.event_time = s.event_time
@@ -157,6 +183,14 @@ class Producer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Write:
+    """A write that added rows to a view: its place among the view's writes, and what no other one has."""
+
+    number: int
+    id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
     """A row that a read found; ``asked`` is the position of the question. ``stated`` None means all features."""
 
@@ -182,14 +216,15 @@ def write_event(
     """Write one statement in a transaction of its own; returns the number of rows added."""
     ensure_months(connection, [month_of(event)])
     with connection.transaction():
-        connection.execute(_LOCK, [view.lock])
+        lock(connection, view)
         found = connection.execute(_EVENT, {**view.parameters, "entity": entity, "event": event})
         stored = [_event_row(row) for row in found]
         written_at = clock()
         added = rows_to_add(stored, [statement], written_at)
         if added:
-            _add(connection, view, producer, written_at, ((entity, event, row) for row in added))
-            connection.execute(_NAME, [view.name, view.version, list(statement.features)])
+            write = next_write(connection, view)
+            _add(connection, view, producer, written_at, write, ((entity, event, row) for row in added))
+            add_names(connection, view, list(statement.features))
     return len(added)
 
 
@@ -208,32 +243,46 @@ def write_bulk(
     with connection.transaction(), connection.cursor() as cursor:
         cursor.execute(_BULK_TABLE.format(view=sql.Literal(view.name), version=sql.Literal(view.version)))
         with cursor.copy(_BULK_COPY) as copy:
-            _send(copy, said)
+            _send(copy, _csv(said))
         cursor.execute("ANALYZE bulk_said (entity_key, event_time, ingest_time)")
-        cursor.execute(_LOCK, [view.lock])
-        written_at = clock()
+        lock(connection, view)
+        written_at, write = clock(), next_write(connection, view)
         cursor.execute(_BULK_SEEN)
-        cursor.execute(_BULK_UNSEEN, {**producer.parameters, "written_at": written_at})
+        cursor.execute(_BULK_UNSEEN, {**producer.parameters, "written_at": written_at, "number": write.number})
         num_added = cursor.rowcount
         cursor.execute("ANALYZE bulk_seen (entity_key, event_time, ingest_time)")
         cursor.execute(_BULK_SAID_BEFORE)
         for batch in _rest(connection, written_at):
-            num_added += _add(connection, view, producer, written_at, batch)
-        cursor.execute(_NAME, [view.name, view.version, list(said.features)])
+            num_added += _add(connection, view, producer, written_at, write, batch)
+        if not num_added:
+            cursor.execute(_NO_WRITE, [view.name, view.version, write.number])
+        add_names(connection, view, list(said.features))
         cursor.execute("DROP TABLE bulk_said, bulk_seen")
     return num_added
 
 
-def _send(copy: psycopg.Copy, said: Statements) -> None:
-    """Send the statements as CSV; each batch is made while the one before is on its way."""
+def copy_rows(connection: psycopg.Connection, view: View, write: Write, rows: pa.Table) -> None:
+    """Add complete rows (a part's columns and ``revision``) as they are: the caller has decided, under the lock."""
+    with connection.cursor() as cursor, cursor.copy(_BULK_ADD) as copy:
+        head, tail = (view.name, view.version), (write.number,)
+        _send(copy, (copy_text(batch, head, tail) for batch in rows.to_batches(_ROWS_AT_ONCE)))
+
+
+def _csv(said: Statements) -> Iterator[pa.Buffer]:
+    for batch in said.batches(_ROWS_AT_ONCE):
+        text = pa.BufferOutputStream()
+        pa_csv.write_csv(batch, text, pa_csv.WriteOptions(include_header=False))
+        yield text.getvalue()
+
+
+def _send(copy: psycopg.Copy, texts: Iterator[pa.Buffer]) -> None:
+    """Send the texts; each is made while the one before is on its way."""
     with ThreadPoolExecutor(1) as pool:
         on_its_way: Future[None] | None = None
-        for batch in said.batches(_ROWS_AT_ONCE):
-            text = pa.BufferOutputStream()
-            pa_csv.write_csv(batch, text, pa_csv.WriteOptions(include_header=False))
+        for text in texts:
             if on_its_way:
                 on_its_way.result()
-            on_its_way = pool.submit(copy.write, text.getvalue())
+            on_its_way = pool.submit(copy.write, text)
         if on_its_way:
             on_its_way.result()
 
@@ -265,9 +314,10 @@ def _add(
     view: View,
     producer: Producer,
     written_at: datetime,
+    write: Write,
     rows: Iterable[tuple[str, datetime, EventRow]],
 ) -> int:
-    written = (written_at, producer.producer, producer.producer_version, producer.run_id)
+    written = (written_at, producer.producer, producer.producer_version, producer.run_id, write.number)
     num_rows = 0
     with connection.cursor() as cursor, cursor.copy(_BULK_ADD) as copy:
         for entity, event, row in rows:
@@ -356,6 +406,38 @@ def read_names(connection: psycopg.Connection, view: View) -> list[str]:
     return [name for (name,) in connection.execute(_NAMES, [view.name, view.version])]
 
 
+def read_names_of(connection: psycopg.Connection, view: View, producer: str) -> list[str]:
+    """The features in the producer's newest row that says all of them; looks through the whole view."""
+    return [name for (name,) in connection.execute(_NAMES_OF, {**view.parameters, "producer": producer})]
+
+
+def add_names(connection: psycopg.Connection, view: View, names: Sequence[str]) -> None:
+    """Remember which features the view has."""
+    connection.execute(_NAME, [view.name, view.version, list(names)])
+
+
+def lock(connection: psycopg.Connection, view: View) -> None:
+    """Wait for the turn to write to the view, and hold it until the transaction ends."""
+    connection.execute(_LOCK, [view.lock])
+
+
+def next_write(connection: psycopg.Connection, view: View) -> Write:
+    """The write of this turn; it must add rows."""
+    [(number, id_)] = connection.execute(_NEXT_WRITE, view.parameters)
+    return Write(number=number, id=id_)
+
+
+def last_write(connection: psycopg.Connection, view: View) -> Write | None:
+    """The last write that is committed, or this turn's."""
+    row = connection.execute(_WRITES, view.parameters).fetchone()
+    return None if row is None else Write(number=row[0], id=row[1])
+
+
+def has_write(connection: psycopg.Connection, view: View, write: Write) -> bool:
+    """Whether it was this database that the write was made to."""
+    return bool(connection.execute(_IS_WRITE, [view.name, view.version, write.number, write.id]).rowcount)
+
+
 def wait_for_writers(connection: psycopg.Connection, view: View) -> None:
     """Until all that the clock dated before now is there to be read."""
     connection.execute(_LOCK_SHARED, [view.lock])
@@ -368,7 +450,23 @@ def stream_rows(
 
     Each is ``entity_key, event_time, ingest_time, features as JSON, written_at, producer, producer_version, run_id``.
     """
+    return _stream(connection, _EXPORT, {**view.parameters, "written_before": written_before}, num_at_once)
+
+
+def stream_written(
+    connection: psycopg.Connection, view: View, *, after: int, until: int, num_at_once: int
+) -> Iterator[list[tuple[Any, ...]]]:
+    """All rows of the writes with these numbers, in the order written, in a write by key; within a transaction.
+
+    The columns are those of ``stream_rows``, then ``restates, stated``.
+    """
+    return _stream(connection, _WRITTEN_SINCE, {**view.parameters, "after": after, "until": until}, num_at_once)
+
+
+def _stream(
+    connection: psycopg.Connection, query: str, parameters: dict[str, Any], num_at_once: int
+) -> Iterator[list[tuple[Any, ...]]]:
     with connection.cursor(name="export_rows") as cursor:
-        cursor.execute(_EXPORT, {**view.parameters, "written_before": written_before})
+        cursor.execute(query, parameters)
         while rows := cursor.fetchmany(num_at_once):
             yield rows

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo.store.parquet import micros
-from feature_repo.store.tables import KEY, PROVENANCE, TableError
+from feature_repo.store.tables import KEY, PROVENANCE, RESTATES, STATED, TableError
 
 Value: TypeAlias = Union[bool, float, str, list["Value"], dict[str, "Value"], None]  # noqa: UP007 (it refers to itself)
 
-_RESERVED: Final = frozenset((*KEY, *PROVENANCE))
+_RESERVED: Final = frozenset((*KEY, *PROVENANCE, RESTATES, STATED))
 
 
 def clean_features(features: Mapping[str, Any]) -> dict[str, Value]:
@@ -193,12 +193,16 @@ def _each(name: str, values: list[Any]) -> pa.Array:
 
 
 def _objects(features: Mapping[str, pa.Array]) -> pa.Array:
-    """One JSON object a row, put together by column: some millions of numbers a second."""
-    pieces: list[Any] = []
+    return pc.binary_join_element_wise(*object_pieces(features), "")
+
+
+def object_pieces(features: Mapping[str, pa.Array]) -> list[str | pa.Array]:
+    """What, joined, is one JSON object a row, put together by column: some millions of numbers a second."""
+    pieces: list[str | pa.Array] = []
     for name, column in features.items():
         opening = ("," if pieces else "{") + json.dumps(name) + ":"
         pieces += [opening, column if pa.types.is_string(column.type) else _number_texts(column)]
-    return pc.binary_join_element_wise(*pieces, "}", "")
+    return [*pieces, "}"]
 
 
 def _number_texts(numbers: pa.Array) -> pa.Array:

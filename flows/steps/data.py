@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pandas as pd
+import psycopg
 from numpy.typing import NDArray
 
 from feature_repo.aggregates.adjustment import ACTIONS, adjust, settle_delistings
@@ -24,13 +25,16 @@ from feature_repo.market.sources import load_market
 from feature_repo.market.universe import members
 from feature_repo.pipelines.build import NotApplicableError, build_features
 from feature_repo.pipelines.catalog import CATALOGUE, pipeline
+from feature_repo.store.postgres import View
+from feature_repo.store.record import record
 from feature_repo.store.tables import append_rows
 from flows.cycle import CycleConfig
 from flows.steps.run import Run
 from training.dataset import Labels, Panel
-from training.labels import make_labels
+from training.labels import LabelKind, make_labels
 from training.panels import PanelError, build_panel, known_features, save_panel
 from training.splits.walk_forward import Fold, final_fold, walk_forward
+from training.splits.yearly import yearly
 
 FloatArray = NDArray[np.float64]
 
@@ -83,8 +87,17 @@ def feast_project(market: str, interval: str) -> str:
     return re.sub(r"\W", "_", f"{market}_{interval}")
 
 
-def build_tables(run: Run, market: Market) -> dict[str, str]:
-    """Bring every pipeline's feature table up to date; returns the pipelines that don't apply, with the reason."""
+def market_view(market: str, interval: str, name: str) -> View:
+    """A view of a market's pipelines as Postgres knows it: by the path of its folder, for all markets have the same."""
+    return View(name=f"{market}/{interval}/{name}", version=1)
+
+
+def build_tables(run: Run, market: Market, connection: psycopg.Connection | None) -> dict[str, str]:
+    """Bring every pipeline's feature table up to date; returns the pipelines that don't apply, with the reason.
+
+    The tables are recorded in Postgres (``connection`` is in autocommit mode) and exported to ``run.features``, or
+    are there alone, where they are nobody else's business (None).
+    """
     not_applicable = {}
     by = {"producer": "perennial", "producer_version": run.git_sha, "run_id": run.cycle_id}
     bars = pipeline_bars(market, run.config.interval)
@@ -96,11 +109,22 @@ def build_tables(run: Run, market: Market) -> dict[str, str]:
             not_applicable[name] = str(reason)
             continue
         # a version waiting for its tick is not known yet; written early it could differ from the one that comes
-        append_rows(run.features / spec.view_name, rows[rows["ingest_time"] <= (run.config.as_of or run.now)])
+        known = rows[rows["ingest_time"] <= (run.config.as_of or run.now)]
+        _write_rows(run, spec.view_name, known, connection, may_grow=False)
     if "fundamentals" in market.tables:
         rows = fundamental_rows(market.tables["fundamentals"], **by, written_at=run.now)
-        append_rows(run.features / fundamentals.VIEW, rows)
+        _write_rows(run, fundamentals.VIEW, rows, connection, may_grow=True)
     return not_applicable
+
+
+def _write_rows(
+    run: Run, name: str, rows: pd.DataFrame, connection: psycopg.Connection | None, *, may_grow: bool
+) -> None:
+    if connection is None:
+        append_rows(run.features / name, rows, may_grow=may_grow)
+    else:
+        view = market_view(run.market, run.config.interval, name)
+        record(connection, view, run.features / name, rows, may_grow=may_grow)
 
 
 def assemble_panels(run: Run, market: Market, pipelines: Iterable[str], store: FeatureStore) -> Panels:
@@ -111,7 +135,8 @@ def assemble_panels(run: Run, market: Market, pipelines: Iterable[str], store: F
     panels, not_applicable = {}, {}
     for name in pipelines:
         try:
-            panels[name] = still_fed(point_in_time_panel(name, market, grid, config.horizon, store))
+            panel = point_in_time_panel(name, market, grid, config.horizon, store, label=config.label)
+            panels[name] = still_fed(panel)
         except PanelError as reason:
             not_applicable[name] = str(reason)
     if not panels:
@@ -122,7 +147,7 @@ def assemble_panels(run: Run, market: Market, pipelines: Iterable[str], store: F
         fingerprints={name: panel.fingerprint for name, panel in panels.items()},
         not_applicable=not_applicable,
         benchmark_T=benchmark_returns(grid, benchmark, first.hold_TN),
-        folds=walk_forward(*_times(first), train=TRAIN, validate=VALIDATE, test=TEST, num_folds=config.folds),
+        folds=_test_folds(first, config),
         live=final_fold(*_times(first), train=TRAIN, validate=VALIDATE),
         tuning=_tuning_folds(first, config),
     )
@@ -143,8 +168,11 @@ def still_fed(panel: Panel) -> Panel:
 def sessions_needed(config: CycleConfig, available: int) -> int:
     """How many of the newest sessions a cycle looks at: of the others, whole steps are dropped at the start.
 
-    Dropping whole steps keeps the folds' dates the same from one day's cycle to the next.
+    Dropping whole steps keeps the folds' dates the same from one day's cycle to the next. Years need all there is: the
+    train windows of later ones grow.
     """
+    if config.splitter == "yearly":
+        return available
     tuning = TUNING_FOLDS * TEST
     tail = TEST + config.horizon + 1  # sessions since the newest whole test window, and those not labelled yet
     needed = LONGEST_LOOKBACK + TRAIN + VALIDATE + config.folds * TEST + tuning + tail
@@ -168,7 +196,9 @@ def market_grid(market: Market, interval: str) -> PriceGrid:
     return settle_delistings(grid, market.tables[ACTIONS]) if ACTIONS in market.tables else grid
 
 
-def point_in_time_panel(name: str, market: Market, grid: PriceGrid, horizon: int, store: FeatureStore) -> Panel:
+def point_in_time_panel(
+    name: str, market: Market, grid: PriceGrid, horizon: int, store: FeatureStore, *, label: LabelKind
+) -> Panel:
     """The panel of a pipeline over the grid's traded assets: what Feast says was known at each sample time, and labels.
 
     Of an asset that was not, as known then, in the universe (where the market has one) nothing is known.
@@ -185,6 +215,7 @@ def point_in_time_panel(name: str, market: Market, grid: PriceGrid, horizon: int
         exec_price_TN=exec_price_TN,
         vol_TN=known_TNF[..., names.index(f"{bar}__vol_60")],
         horizon=horizon,
+        kind=label,
     )
     return build_panel(
         pipeline=name,
@@ -210,8 +241,14 @@ def _times(panel: Panel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return panel.sample_times_T, panel.labels.start_T, panel.labels.end_T
 
 
+def _test_folds(panel: Panel, config: CycleConfig) -> list[Fold]:
+    if config.splitter == "yearly":
+        return yearly(*_times(panel), min_train=TRAIN, validate=VALIDATE, num_folds=config.folds)
+    return walk_forward(*_times(panel), train=TRAIN, validate=VALIDATE, test=TEST, num_folds=config.folds)
+
+
 def _tuning_folds(panel: Panel, config: CycleConfig) -> list[Fold]:
     """Folds whose last sample lies before the first test window, so that tuning never sees a test."""
-    first = walk_forward(*_times(panel), train=TRAIN, validate=VALIDATE, test=TEST, num_folds=config.folds)[0]
+    first = _test_folds(panel, config)[0]
     early = [times[: first.test.start] for times in _times(panel)]
     return walk_forward(*early, train=TRAIN, validate=VALIDATE, test=TEST, num_folds=TUNING_FOLDS)

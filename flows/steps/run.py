@@ -75,7 +75,8 @@ def alone(databases: Databases, market: str) -> Iterator[psycopg.Connection]:
 
     The lock ends with the connection, however the process ends.
     """
-    migrate(databases.dsn("perennial"), "monitoring")
+    for package in ("feature_repo", "monitoring"):
+        migrate(databases.dsn("perennial"), package)
     with connect(databases.dsn("perennial")) as connection:
         connection.autocommit = True
         row = connection.execute("SELECT pg_try_advisory_lock(hashtext(%s))", [f"cycle {market}"]).fetchone()

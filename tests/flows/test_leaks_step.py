@@ -63,7 +63,7 @@ def panels(run: Run, market: Market) -> data.Panels:
 
 
 def build(run: Run, market: Market) -> data.Panels:
-    data.build_tables(run, market)
+    data.build_tables(run, market, None)
     registry = f"sqlite:///{run.features}/registry.db"
     store = open_feature_store(project="small", registry=registry, features_root=run.features, interval="1d")
     return data.assemble_panels(run, market, NAMES, store)

@@ -405,11 +405,11 @@ def stored(table: FeatureTable) -> list[tuple[Any, ...]]:
     return table.connection.execute(query, [table.view]).fetchall()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(6))
 def test_postgres_and_parquet_keep_one_rule(
     connection: psycopg.Connection, clock: Clock, tmp_path: Path, seed: int
 ) -> None:
-    """Complete rows of all an event's dates, as a rebuild gives them: the same rows as ``tables.append_rows``."""
+    """Complete rows of all an event's dates or some, also an old one alone: the same rows as ``append_rows``."""
     rng = np.random.default_rng(seed)
     table = make_table(connection, clock)
     lags_of = {event: [1] for event in range(12)}
@@ -417,6 +417,7 @@ def test_postgres_and_parquet_keep_one_rule(
         clock.now += HOUR
         lags_of[int(rng.integers(12))].append(10)
         events = [(event, lag) for event in rng.choice(12, 6, replace=False).tolist() for lag in set(lags_of[event])]
+        events = [event for event in events if rng.random() < 0.8] or events
         rows = frame(
             entity_key=["AB"[event % 2] for event, _ in events],
             event_time=[at(event) for event, _ in events],

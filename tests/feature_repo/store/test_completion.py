@@ -58,7 +58,9 @@ class Statements:
             taken = {name for name, at, _, _ in self.all if at == date}
             self.all += [(name, date, value, date) for name, value in features.items() if name not in taken]
         for date, features in reversed(dates):
-            older = {name: value for name, value in features.items() if self._origin(name) <= date}
+            newer = {name for at, said in dates if at > date for name in said}
+            newest = {name: value for name, value in features.items() if name not in newer}
+            older = {name: value for name, value in newest.items() if self._origin(name) <= date}
             if any(self.current(name)[0] != value for name, value in older.items()):
                 end = max([now, *(at + TICK for _, at, _, _ in self.all)])
                 self.all += [(name, end, value, date) for name, value in older.items()]
@@ -258,6 +260,18 @@ def test_an_older_version_that_turns_up_does_not_undo_a_correction() -> None:
     rows, _ = play([((2, {"a": 1.0}),), ((2, {"a": 99.0}),)])
     added = rows_to_add(rows, statements(((0, {"a": 0.0}),)), hour(9))
     assert [(row.ingest_time, row.features["a"]) for row in added] == [(hour(0), 0.0)]
+
+
+def test_of_several_dates_of_one_write_only_the_newest_restates() -> None:
+    """7, known late to have been known at 3 already, and that it was 5 before: 5 does not come back."""
+    history = (((2, {"a": 5.0}),), ((2, {"a": 7.0}),), ((2, {"a": 5.0}), (3, {"a": 7.0})))
+    rows, _ = play(history)
+    assert [(row.ingest_time, row.features["a"]) for row in rows[2:]] == [(hour(3), 7.0)]
+    assert rows_to_add(rows, statements(history[-1]), hour(9)) == []
+    assert rows_to_add(rows, statements(((2, {"a": 5.0, "b": 1.0}), (3, {"a": 7.0}))), hour(9))[-1].features == {
+        "a": 7.0,
+        "b": 1.0,
+    }
 
 
 def test_a_truth_is_no_number() -> None:

@@ -19,6 +19,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from feature_repo import database
 from feature_repo.database import connect, migrate
 from feature_repo.store import partitions
 from feature_repo.store import postgres as store
@@ -31,6 +32,7 @@ START = datetime(2024, 1, 31, 20, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 RUN = {"producer": "test", "run_id": "run-1"}
 ENTITIES = "ABC"
+READ = database._read
 
 
 def real_clock() -> datetime:
@@ -206,7 +208,7 @@ def insert(table: FeatureTable, rows: list[tuple[Any, ...]]) -> None:
     with table.connection.cursor() as cursor, cursor.copy(store._BULK_ADD) as copy:
         for number, (entity, event, ingest, revision) in enumerate(rows):
             times = (START + event * HOUR, START + ingest * HOUR)
-            what = (revision, f'{{"n": {number}}}', None, None, START + number * HOUR, "p", "v", "r")
+            what = (revision, f'{{"n": {number}}}', None, None, START + number * HOUR, "p", "v", "r", 0)
             copy.write_row((table.view, 1, entity, *times, *what))
 
 
@@ -261,6 +263,38 @@ def test_a_query_that_breaks_the_rule_is_found(
     assert by_table(table, ASKED) != by_join(rows, ASKED)
 
 
+# The numbers of writes: an export rests on them.
+
+
+def writes(connection: psycopg.Connection) -> list[tuple[int, int]]:
+    """Number and rows of each write."""
+    query = "SELECT number, count(event_time) FROM feature_writes LEFT JOIN feature_rows ON number = write_number"
+    return connection.execute(f"{query} GROUP BY 1 ORDER BY 1").fetchall()
+
+
+def test_every_write_that_adds_rows_has_the_next_number(connection: psycopg.Connection) -> None:
+    table = make_table(connection)
+    for value in (1.0, 2.0, 2.0):
+        table.write_features("A", START, {"x": value}, availability_lag=HOUR, **RUN)
+        table.write_many(rows_of(3, value), availability_lag=HOUR, **RUN)
+    assert writes(connection) == [(1, 1), (2, 2), (3, 1), (4, 2)], "the last two changed nothing"
+
+
+def test_rows_from_before_the_numbers_are_write_0(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database of the first migration, with rows; whoever names no number writes as such."""
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "_read", lambda package: READ(package)[:1])
+        migrate(dsn, "feature_repo")
+    with connect(dsn, autocommit=True) as connection:
+        partitions.ensure_months(connection, [(2024, 1)])
+        row = "('v', 1, 'A', '2024-01-31Z', '2024-01-31Z', 0, '{}', NULL, NULL, now(), 'p', 'v', 'r')"
+        connection.execute(f"INSERT INTO feature_rows VALUES {row}")
+        connection.execute("INSERT INTO feature_names VALUES ('v', 1, 'x')")
+        assert migrate(dsn, "feature_repo") == ["0002_feature_writes.sql"]
+        make_table(connection).write_features("A", START, {"x": 1.0}, **RUN)
+        assert writes(connection) == [(0, 1), (1, 1)]
+
+
 # Writers at the same time, and killed ones.
 
 
@@ -283,7 +317,9 @@ def test_two_writers_of_one_row_at_once_write_it_once(shared: str) -> None:
         assert sorted(race(shared, 4)) == [0, 0, 0, 1]
 
 
-def test_without_taking_turns_they_write_it_twice(shared: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_taking_turns_two_would_write_it_and_take_one_number(
+    shared: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     both_have_read = threading.Barrier(2)
     times = [real_clock(), real_clock() + HOUR]
 
@@ -292,7 +328,8 @@ def test_without_taking_turns_they_write_it_twice(shared: str, monkeypatch: pyte
         return times.pop()
 
     monkeypatch.setattr(store, "_LOCK", "SELECT %s::text")
-    assert race(shared, 2, clock=clock) == [1, 1]
+    with pytest.raises(psycopg.errors.UniqueViolation, match="feature_writes"):
+        race(shared, 2, clock=clock)
 
 
 def test_bulk_writers_of_the_same_rows_write_them_once(shared: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo.store import tables
-from feature_repo.store.tables import KEY, TableError, append_rows, read_rows
+from feature_repo.store.completion import EventRow, Statement, rows_to_add
+from feature_repo.store.parquet import History
+from feature_repo.store.tables import KEY, TableError, append_rows, feature_names, fitted, new_rows, read_rows
 
 DAY = pd.Timedelta(days=1)
 START = pd.Timestamp("2024-01-01", tz="UTC")
@@ -120,6 +123,39 @@ def test_an_older_version_said_again_does_not_come_back(tmp_path: Path) -> None:
     assert current(tmp_path)[2] == 50.0
 
 
+def test_an_older_version_alone_does_not_undo_a_correction(tmp_path: Path) -> None:
+    frame = feature_rows()
+    newer = frame.iloc[[2]].assign(ingest_time=START + 30 * DAY, x=50.0)
+    append_rows(tmp_path, pd.concat([frame, newer]))
+    assert append_rows(tmp_path, later(newer.assign(x=51.0), 1)) == 1
+    assert append_rows(tmp_path, later(frame, 2)) == 0, "the correction is about a later version"
+    assert current(tmp_path)[2] == 51.0
+
+
+@pytest.mark.parametrize("knows_restatements", [True, False])
+def test_the_rule_is_that_of_the_api(knows_restatements: bool) -> None:
+    """Random versions of an event, one or two given at a time; who forgets what a restatement is about goes wrong."""
+    rng, entities = random.Random(0), [f"E{number:03d}" for number in range(150)]
+    logs: dict[str, list[EventRow]] = {entity: [] for entity in entities}
+    stored = fitted(feature_rows(1, x=[0.0, 0.0]).iloc[:0], ["x"])
+    for now in FIRST_WRITE + DAY * np.array([0, 1, 1, 4, 4, 5, 8, 9]):
+        dates = [START + date * DAY for date in (1, 2, 3, 154, 156, 159) if START + date * DAY <= now]
+        said = {name: {date: rng.choice([0.0, 1.0, 2.0]) for date in rng.sample(dates, 2)} for name in entities}
+        for entity, values in said.items():
+            statements = [Statement(ingest_time=date, features={"x": value}) for date, value in values.items()]
+            logs[entity] += rows_to_add(logs[entity], statements, now.to_pydatetime())
+        rows = [(name, START, date, value) for name, values in said.items() for date, value in values.items()]
+        frame = pd.DataFrame(rows, columns=[*KEY, "x"])
+        given = frame.assign(written_at=now, producer="p", producer_version="v", run_id="r")
+        new = new_rows(stored, fitted(given, ["x"]))
+        stored = pd.concat([stored, new]) if len(stored) else new
+        if not knows_restatements:
+            stored["restates"] = stored["restates"].mask(stored["restates"].notna())
+    by_api = [(name, row.ingest_time, row.features["x"]) for name, log in logs.items() for row in log]
+    by_us = stored[["entity_key", "ingest_time", "x"]].itertuples(index=False, name=None)
+    assert (sorted(by_us) == sorted(by_api)) == knows_restatements
+
+
 def test_of_equal_keys_in_one_append_the_last_counts(tmp_path: Path) -> None:
     frame = feature_rows()
     assert append_rows(tmp_path, pd.concat([frame, with_value(frame, 0, 5.0).iloc[[0]]])) == 10
@@ -152,6 +188,27 @@ def test_other_columns_need_another_version(tmp_path: Path) -> None:
         append_rows(tmp_path, feature_rows().assign(ingest_time=pd.NaT))
 
 
+def test_names_may_become_columns_where_that_is_said(tmp_path: Path) -> None:
+    append_rows(tmp_path, feature_rows())
+    grown = later(feature_rows(6, x=[*range(5), 20, *range(5, 10), 20], z=[1.0, *[np.nan] * 11]), 1)
+    assert append_rows(tmp_path, grown, may_grow=True) == 3, "two rows, and what is said of the first now"
+    assert feature_names(tmp_path) == ["x", "y", "z"]
+    rows = read_rows(tmp_path)
+    assert list(rows.columns) == [*KEY, "x", "y", "z", "written_at", "producer", "producer_version", "run_id"]
+    assert rows["z"].notna().sum() == 1
+    assert append_rows(tmp_path, grown, may_grow=True) == 0
+    assert append_rows(tmp_path, later(feature_rows(), 2), may_grow=True) == 1, "a name that is gone is withdrawn"
+    history = History(name="t", path=tmp_path, keys=KEY[:1], event_time="event_time", ingest_time="ingest_time")
+    assert history.open().to_table(columns=["z"])["z"].drop_null().to_pylist() == [1.0]
+    with pytest.raises(TableError, match=r"only stored \['z'\], only given \[\]; raise the pipeline's version"):
+        append_rows(tmp_path, feature_rows())
+
+
+def test_columns_of_the_tables_own_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"have the columns \['stated'\], which the table fills in itself"):
+        append_rows(tmp_path, feature_rows().assign(stated=1.0))
+
+
 def test_readers_ignore_what_a_killed_writer_left_and_the_next_one_clears_it(tmp_path: Path) -> None:
     append_rows(tmp_path, feature_rows())
     leftover = tmp_path / "_part-000001.partial"
@@ -165,11 +222,10 @@ def test_readers_ignore_what_a_killed_writer_left_and_the_next_one_clears_it(tmp
 def test_failing_write_leaves_the_table_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     append_rows(tmp_path, feature_rows())
 
-    def tear(table: object, file: object, **options: object) -> None:
-        file.write(b"PAR1 and no more")  # type: ignore[attr-defined]
+    def tear(writer: object, table: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(tables.pq, "write_table", tear)
+    monkeypatch.setattr(tables.pq.ParquetWriter, "write_table", tear)
     with pytest.raises(OSError, match="disk full"):
         append_rows(tmp_path, feature_rows(9, x=list(range(18)), y=[np.nan] * 18))
     monkeypatch.undo()
