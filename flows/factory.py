@@ -30,6 +30,7 @@ from flows.steps.fit import Trained
 from flows.steps.run import Run, alone, name_run
 from training.models.registry import architecture
 from training.models.spec import Budget
+from training.stacking import plan_stacks
 from training.tracking import Tracker
 from training.variants import Variant
 
@@ -137,7 +138,8 @@ def _train(
         for variant in chosen
     }
     slowest_first = sorted(chosen, key=lambda variant: -architecture(variant.architecture).cost_s * variant.lookback)
-    tasks = [task for variant in slowest_first for task in jobs[variant.id]]
+    tasks = plan_stacks([task for variant in slowest_first for task in jobs[variant.id]])
+    jobs = {name: [task for task in tasks if task.variant.id == name] for name in jobs}
     num_fits = {name: len(job) for name, job in jobs.items()}
     with (
         variants_phase(bars, f"Training {len(jobs)} variants", num_fits) as ended,

@@ -7,18 +7,18 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from feature_repo.market.costs import CostModel
 from training.artifacts import package_versions, publish, write_manifest
-from training.dataset import Panel, window
+from training.dataset import Panel, Window, window
 from training.models.fitted import FittedModel, Forecast, fit_model
 from training.models.registry import architecture
 from training.models.spec import EPOCHS, Budget, Value
@@ -49,8 +49,10 @@ _DECIDING: Final = (
 class FoldTask:
     """One fit. ``kind`` is ``oos`` (score the fold's test window) or ``live`` (score the newest bars).
 
-    A live fit saves its model, a tested one only where ``keeps_model`` asks for it. ``made_at`` dates live signals; those of a test window are dated by their own sample times. ``code`` is the
-    fingerprint of the source that decides results, ``git_sha`` the commit it is told by.
+    A live fit saves its model, a tested one only where ``keeps_model`` asks for it. ``made_at`` dates live signals;
+    those of a test window are dated by their own sample times. ``code`` is the fingerprint of the source that decides
+    results, ``git_sha`` the commit it is told by. ``stacked`` says that it is fitted in a stack
+    (``training.stacking``), where sums run in another order.
     """
 
     variant: Variant
@@ -69,6 +71,7 @@ class FoldTask:
     signals: Path
     made_at: str = ""
     keeps_model: bool = False
+    stacked: bool = False
 
     @property
     def key(self) -> str:
@@ -81,6 +84,7 @@ class FoldTask:
             "fold": fold,
             "kind": self.kind,
             "keeps_model": self.keeps_model,
+            "stacked": self.stacked,
             "seed": self.seed,
             "budget": asdict(self.budget),
             "costs": asdict(self.costs),
@@ -122,16 +126,46 @@ class FoldResult:
         return not self.reason
 
 
-def train_fold(task: FoldTask) -> FoldResult:
-    """Fit, score and publish one fold; a published one is read back. A failure is a result with its reason."""
-    folder = task.folder / task.variant.id / task.key
-    if (folder / "result.json").exists():
-        return FoldResult(**json.loads((folder / "result.json").read_text()))
+Fit: TypeAlias = Callable[[FoldTask, Panel], tuple[FittedModel, float]]
+"""Of a task and its panel: the fitted model, and the seconds it took. What it raises is the reason of a failure."""
+
+
+def fit_alone(task: FoldTask, panel: Panel) -> tuple[FittedModel, float]:
+    """The fit of one task by itself."""
+    started = time.monotonic()
+    model = fit_model(
+        architecture(task.variant.architecture),
+        task.params,
+        *learning_windows(task, panel),
+        lookback=task.variant.lookback,
+        seed=task.fit_seed,
+        budget=task.budget,
+    )
+    return model, time.monotonic() - started
+
+
+def learning_windows(task: FoldTask, panel: Panel) -> tuple[Window, Window]:
+    """What a task learns from, and what it stops early and calibrates on."""
+    fold, lookback = task.fold, task.variant.lookback
+    return (
+        window(panel, fold.train.start, fold.train.stop, lookback=lookback, learn_T=fold.learn_T),
+        window(panel, fold.validate.start, fold.validate.stop, lookback=lookback, learn_T=fold.validate_T),
+    )
+
+
+def train_fold(task: FoldTask, *, fit: Fit = fit_alone) -> FoldResult:
+    """Fit (alone, unless told how), score and publish one fold; a published one is read back.
+
+    A failure is a result with its reason.
+    """
+    finished, folder = finished_result(task), task.folder / task.variant.id / task.key
+    if finished is not None:
+        return finished
     for left in folder.parent.glob(f".{task.key}.*"):  # by a worker that was killed
         shutil.rmtree(left, ignore_errors=True)
     partial = folder.with_name(f".{task.key}.{os.getpid()}")
     partial.mkdir(parents=True)
-    result = _try_fit(task, partial)
+    result = _try_fit(task, partial, fit)
     if result.ok:
         (partial / "result.json").write_text(json.dumps(asdict(result)))
         publish(partial, folder)
@@ -140,24 +174,28 @@ def train_fold(task: FoldTask) -> FoldResult:
     return result
 
 
+def finished_result(task: FoldTask) -> FoldResult | None:
+    """What a finished fit published."""
+    file = task.folder / task.variant.id / task.key / "result.json"
+    return FoldResult(**json.loads(file.read_text())) if file.exists() else None
+
+
 def model_folder(task: FoldTask) -> Path:
     """Where the fitted model of a task that saves it lies."""
     return task.folder / task.variant.id / task.key / "model"
 
 
-def _try_fit(task: FoldTask, partial: Path) -> FoldResult:
+def _try_fit(task: FoldTask, partial: Path, fit: Fit) -> FoldResult:
     try:
-        return _fit(task, partial)
+        return _fit(task, partial, fit)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         return FoldResult(variant=task.variant.id, fold=task.fold.index, kind=task.kind, key=task.key, reason=reason)
 
 
-def _fit(task: FoldTask, partial: Path) -> FoldResult:
+def _fit(task: FoldTask, partial: Path, fit: Fit) -> FoldResult:
     panel, fold = load_panel(task.panel), task.fold
-    started = time.monotonic()
-    model = _fit_model(task, panel)
-    fit_s = time.monotonic() - started
+    model, fit_s = fit(task, panel)
     threshold = _threshold(task, panel, model)
     scored = fold.test if task.kind == "oos" else slice(fold.test.start, len(panel.sample_times_T))
     forecast = model.predict(window(panel, scored.start, scored.stop, lookback=task.variant.lookback))
@@ -206,19 +244,6 @@ def _save_model(
     )
 
 
-def _fit_model(task: FoldTask, panel: Panel) -> FittedModel:
-    fold, lookback = task.fold, task.variant.lookback
-    return fit_model(
-        architecture(task.variant.architecture),
-        task.params,
-        window(panel, fold.train.start, fold.train.stop, lookback=lookback, learn_T=fold.learn_T),
-        window(panel, fold.validate.start, fold.validate.stop, lookback=lookback, learn_T=fold.validate_T),
-        lookback=lookback,
-        seed=task.fit_seed,
-        budget=task.budget,
-    )
-
-
 def validation_scores(task: FoldTask, panel: Panel, model: FittedModel) -> tuple[np.ndarray, np.ndarray]:
     """Scores and the indices of the validation samples whose labels end before the test begins."""
     part = task.fold.validate
@@ -252,13 +277,13 @@ def _signals(task: FoldTask, panel: Panel, scored: slice, forecast: Forecast) ->
     )
 
 
-def validation_ic(task: FoldTask) -> float:
+def validation_ic(task: FoldTask, *, fit: Fit = fit_alone) -> float:
     """Mean rank IC on the fold's validation window: what tuning looks at. NaN where the fit failed."""
     from training.metrics.forecast import ic_by_time
 
     panel = load_panel(task.panel)
     try:
-        model = _fit_model(task, panel)
+        model, _ = fit(task, panel)
     except Exception:
         return float("nan")
     scores, rows = validation_scores(task, panel, model)

@@ -16,8 +16,9 @@ from training.catalogue_file import read_catalogue
 from training.engine import Lost, Pool, open_pool
 from training.models.spec import Budget, Value
 from training.splits.walk_forward import Fold
-from training.trainer import FoldResult, FoldTask, Kind, train_fold, validation_ic
-from training.tuning import Tuned, tune
+from training.stacking import map_stacks, plan_stacks, train_folds, validation_ics
+from training.trainer import FoldResult, FoldTask, Kind
+from training.tuning import BATCH, Tuned, tune
 from training.variants import Variant, catalogue, choose
 from training.worker import Limits
 
@@ -110,7 +111,7 @@ def tune_architecture(
     ]
 
     def evaluate(jobs: Sequence[FoldTask]) -> list[float]:
-        values = pool.map(validation_ic, jobs, on_done=done)
+        values = map_stacks(validation_ics, plan_stacks(jobs, expected=BATCH), pool, on_done=done)
         return [float("nan") if isinstance(value, Lost) else value for value in values]
 
     return tune(tasks, num_trials=num_trials(run.config, spread[0]), storage=storage, evaluate=evaluate)
@@ -133,8 +134,8 @@ def train_variant(variant: Variant, tasks: Sequence[FoldTask], pool: Pool, done:
 
 
 def run_tasks(tasks: Sequence[FoldTask], pool: Pool, done: Done) -> list[FoldResult]:
-    """Train folds of any variants; results in the tasks' order."""
-    results = pool.map(train_fold, tasks, on_done=lambda result: done(_settled(result)))
+    """Train folds of any variants, in stacks where so planned; results in the tasks' order."""
+    results = map_stacks(train_folds, tasks, pool, on_done=lambda result: done(_settled(result)))
     return [_settled(result) for result in results]
 
 

@@ -55,11 +55,12 @@ class InThisProcess:
     def __init__(self, lost=()):
         self.jobs, self.lost = [], lost
 
-    def map(self, run, tasks, *, on_done):
-        self.jobs.extend(tasks)
-        for task in tasks:
-            on_done(task)
-        return [Lost(task, "died") if task.variant.lookback in self.lost else run(task) for task in tasks]
+    def map(self, run, parts, *, on_done):
+        self.jobs.extend(task for part in parts for task in part)
+        answers = [Lost(part, "died") if part[0].variant.lookback in self.lost else run(part) for part in parts]
+        for answer in answers:
+            on_done(answer)
+        return answers
 
 
 @pytest.fixture

@@ -1,0 +1,216 @@
+"""What the factory adds to the fits themselves.
+
+``perennial factory train`` over every 8th variant of the catalogue, from a cold home: its wall time times the cores,
+over the CPU time of the bare fits and forecasts (``model.fit`` and ``model.predict`` on arrays that are there already),
+made by as many plain processes at once. Beside it: what rating and MLflow took of it, and the most memory that all its
+processes held. (``bench.stacking`` has networks trained together, ``bench.tracking`` MLflow at full size.)
+
+The market is a simulated one, written as a market directory first, in which every pipeline has data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from bench.report import Report, Row, at_most, options, progress, publish
+from feature_repo.market.simulated.market import write_market
+from feature_repo.market.simulated.spec import SimSpec
+from flows import postgres
+from flows.settings import Settings
+from flows.steps.data import TEST, TRAIN, VALIDATE
+from training.dataset import Panel, window
+from training.models.fitted import complete_params
+from training.models.registry import architecture
+from training.models.spec import Budget
+from training.splits.walk_forward import walk_forward
+from training.variants import Variant, catalogue, find
+
+EVERY: Final = 8
+SEED: Final = 7
+NUM_QUICK: Final = 12
+CORES: Final = len(os.sched_getaffinity(0))
+MAX_OVERHEAD: Final = 1.15
+MAX_MLFLOW: Final = 0.05
+MAX_PEAK_GIB: Final = 6.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """A training by the platform: its wall time, what it said, and the most memory its processes held together."""
+
+    wall_s: float
+    report: dict[str, Any]
+    peak_gib: float
+
+    @property
+    def start_up_s(self) -> float:
+        """Until the work began: the interpreter, imports, Postgres."""
+        return self.wall_s - sum(self.report["seconds"].values())
+
+
+def train(ids: Sequence[str], market: Path, home: Path) -> Trained:
+    """The platform, from a home that has nothing yet."""
+    listed = home.with_suffix(".toml")
+    listed.write_text(f"ids = {json.dumps(list(ids))}\n")
+    command = [sys.executable, "-m", "flows.cli", "factory", "train", "--json", "--folds", "1"]
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [*command, "--market", str(market), "--catalogue", str(listed)],
+        env={**os.environ, "PERENNIAL_HOME": str(home), "PERENNIAL_WORKERS": str(CORES)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    peak = _Peak(process.pid)
+    out, _ = process.communicate()
+    wall_s = time.perf_counter() - started
+    if process.returncode:
+        raise RuntimeError(f"the training failed with status {process.returncode}; its error is above")
+    return Trained(wall_s=wall_s, report=json.loads(out), peak_gib=peak.stop() / 2**30)
+
+
+class _Peak:
+    """The most memory that a process and its children held, shared pages shared out, looked at four times a second."""
+
+    def __init__(self, pid: int) -> None:
+        self._process, self._most, self._ended = psutil.Process(pid), 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int:
+        """Bytes."""
+        self._ended.set()
+        self._thread.join()
+        return self._most
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.25):
+            try:
+                family = [self._process, *self._process.children(recursive=True)]
+                self._most = max(self._most, sum(_held(each) for each in family))
+            except psutil.Error:
+                continue
+
+
+def _held(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.Error:
+        return 0
+
+
+def bare_seconds(ids: Sequence[str], home: Path) -> dict[str, float | None]:
+    """CPU time of each variant's bare fit and forecasts, by plain processes that share out the ids; None: it failed."""
+    parts = [ids[core::CORES] for core in range(CORES)]
+    command = [sys.executable, "-m", "bench.factory", "--bare", str(home)]
+    env = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")}
+    running = [
+        subprocess.Popen([*command, *part], env=env, stdout=subprocess.PIPE, text=True) for part in parts if part
+    ]
+    answers = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
+        raise RuntimeError("the bare fits failed; the error is above")
+    return {name: seconds for answer in answers for name, seconds in json.loads(answer.splitlines()[-1]).items()}
+
+
+def fit_bare(ids: Sequence[str], home: Path) -> dict[str, float | None]:
+    """One process's share, in its turn."""
+    import torch
+
+    from training.panels import load_panel
+
+    torch.set_num_threads(1)
+    panels = {panel.pipeline: panel for panel in (load_panel(path.parent) for path in home.glob("panels/*/panel.json"))}
+    variants = [find(name) for name in ids]
+    return {variant.id: _time_fit(variant, panels[variant.pipeline]) for variant in variants}
+
+
+def _time_fit(variant: Variant, panel: Panel) -> float | None:
+    times = (panel.sample_times_T, panel.labels.start_T, panel.labels.end_T)
+    [fold] = walk_forward(*times, train=TRAIN, validate=VALIDATE, test=TEST, num_folds=1)
+    lookback, spec = variant.lookback, architecture(variant.architecture)
+    train = window(panel, fold.train.start, fold.train.stop, lookback=lookback, learn_T=fold.learn_T)
+    valid = window(panel, fold.validate.start, fold.validate.stop, lookback=lookback, learn_T=fold.validate_T)
+    test = window(panel, fold.test.start, fold.test.stop, lookback=lookback)
+    model = spec.model(complete_params(spec, dict(variant.params)), lookback=lookback)
+    started = time.process_time()
+    try:
+        model.fit(train, valid, seed=SEED, budget=Budget())
+        model.predict(valid)
+        model.predict(test)
+    except Exception:  # the platform's failed the same way, or the bench's variants differ
+        return None
+    return time.process_time() - started
+
+
+def compare(*, quick: bool) -> Report:
+    """The platform's training and the bare fits of the same variants."""
+    every = catalogue()[::EVERY]
+    ids = [variant.id for variant in (every[:: len(every) // NUM_QUICK][:NUM_QUICK] if quick else every)]
+    with tempfile.TemporaryDirectory() as folder:
+        market, home = Path(folder) / "market", Path(folder) / "home"
+        progress("writing the simulated market")
+        write_market(SimSpec(seed=1), market)
+        try:
+            progress(f"training {len(ids)} variants")
+            trained = train(ids, market, home)
+            progress("the same fits, bare")
+            bare = bare_seconds(ids, home)
+        finally:
+            postgres.remove(Settings(home=home))
+    if failed := [name for name in ids if bare[name] is None or name not in trained.report["trained"]]:
+        raise SystemExit(f"failed, so the times mean nothing: {failed}")
+    return _report(trained, sum(seconds for seconds in bare.values() if seconds), len(ids), quick=quick)
+
+
+def _report(trained: Trained, bare_s: float, num_ids: int, *, quick: bool) -> Report:
+    counted_s = CORES * (trained.wall_s - (trained.start_up_s if quick else 0.0))
+    seconds = trained.report["seconds"]
+    rows = [
+        Row(name="Perennial, wall x cores", seconds=CORES * trained.wall_s, peak_mb=1024 * trained.peak_gib),
+        *(Row(name=f"of it {name}", seconds=CORES * value) for name, value in seconds.items()),
+        Row(name="of it start-up", seconds=CORES * trained.start_up_s),
+        Row(name="bare fits and forecasts, CPU", seconds=bare_s),
+    ]
+    left_out = ", start-up left out" if quick else ""
+    return Report(
+        bench="factory",
+        rows=rows,
+        bars=[
+            at_most(f"wall x cores over the bare fits{left_out}", counted_s / bare_s, MAX_OVERHEAD),
+            at_most("rating and MLflow, of the whole", seconds["rating and MLflow"] / trained.wall_s, MAX_MLFLOW),
+            at_most("peak memory of all processes, GiB", trained.peak_gib, MAX_PEAK_GIB),
+        ],
+        facts=[
+            f"{num_ids} variants, every {EVERY}th of the catalogue{' and of those some' if quick else ''}, one fold of "
+            f"{TRAIN}/{VALIDATE}/{TEST} bars, 12 simulated assets; {CORES} workers, nothing cached, nothing stacked",
+            f"{trained.report['num_at_cap']} of {trained.report['num_networks']} networks ran to the last epoch",
+        ],
+    )
+
+
+def main() -> int:
+    """Run the bench, or one process's share of the bare fits."""
+    parser = options(__doc__)
+    parser.add_argument("--bare", type=Path, metavar="HOME", help="fit the named variants on the panels there")
+    parser.add_argument("ids", nargs="*")
+    chosen = parser.parse_args()
+    if chosen.bare:
+        print(json.dumps(fit_bare(chosen.ids, chosen.bare)))
+        return 0
+    return publish(compare(quick=chosen.quick), as_json=chosen.json)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
