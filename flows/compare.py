@@ -7,8 +7,7 @@ registered or promoted.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +26,7 @@ from feature_repo.pipelines.catalog import CATALOGUE
 from flows.console import phase
 from flows.cycle import CycleConfig
 from flows.steps import data, fit
-from flows.steps.run import Run
+from flows.steps.run import Run, run_apart
 from training.comparison import Arm, Comparison, Setting, compare
 from training.comparison_report import Report, figure_section, html, markdown, pair_section
 from training.dataset import FloatArray, Panel, window
@@ -75,7 +74,8 @@ def compare_variants(
         raise CompareError(f"at least one seed is needed, got {num_seeds}")
     market = data.load(config, now)
     variants = {variant.id: variant for variant in roles.values()}
-    with _apart(config, market, now) as run:
+    with TemporaryDirectory(prefix="perennial-compare-") as folder:
+        run = run_apart(_NAME, config, market, now, Path(folder))
         with phase(bars, "Features and panels"):
             panels = _panels(run, market, sorted({variant.pipeline for variant in variants.values()}))
         runs = [replace(run, config=replace(config, seed=config.seed + s)) for s in range(num_seeds)]
@@ -328,22 +328,3 @@ def _notes(first: str, second: str, roles: Mapping[str, Variant], num_seeds: int
     if num_seeds == 1:
         notes.append("One seed: another fit of the same network may do better or worse; `--seeds 5` averages that out.")
     return notes
-
-
-@contextmanager
-def _apart(config: CycleConfig, market: Market, now: datetime) -> Iterator[Run]:
-    with TemporaryDirectory(prefix="perennial-compare-") as name:
-        home = Path(name)
-        yield Run(
-            config=config,
-            cycle_id=_NAME,
-            market=market.info.name,
-            now=now,
-            code=_NAME,
-            git_sha=_NAME,
-            features=home / "features",
-            panels=home / "panels",
-            fits=home / "fits",
-            signals=home / "signals",
-            reports=home,
-        )

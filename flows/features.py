@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,13 +10,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from feature_repo.health import check_health
-from feature_repo.market.schema import Market
 from feature_repo.pipelines.catalog import CATALOGUE, pipeline
 from feature_repo.store.tables import read_rows
 from flows.cycle import CycleConfig
 from flows.settings import Settings
 from flows.steps import data
-from flows.steps.run import Run
+from flows.steps.run import run_apart
 from training.dataset import Panel
 from training.tearsheet import feature_sheets, render
 
@@ -57,7 +55,8 @@ def _panels(config: CycleConfig, names: list[str]) -> Iterator[Panel]:
 
     wanted = [pipeline(name).name for name in names]  # refuse a wrong name before the work begins
     market = data.load(config, datetime.now(UTC))
-    with _apart(config, market) as run:
+    with TemporaryDirectory(prefix="perennial-features-") as folder:
+        run = run_apart("features", config, market, datetime.now(UTC), Path(folder))
         not_applicable = data.build_tables(run, market, None)
         store = open_feature_store(
             project=data.feast_project(run.market, config.interval),
@@ -70,22 +69,3 @@ def _panels(config: CycleConfig, names: list[str]) -> Iterator[Panel]:
             if name in not_applicable:
                 raise FeaturesError(not_applicable[name])
             yield data.point_in_time_panel(name, market, grid, config.horizon, store, label=config.label)
-
-
-@contextmanager
-def _apart(config: CycleConfig, market: Market) -> Iterator[Run]:
-    with TemporaryDirectory(prefix="perennial-features-") as name:
-        home = Path(name)
-        yield Run(
-            config=config,
-            cycle_id="features",
-            market=market.info.name,
-            now=datetime.now(UTC),
-            code="",
-            git_sha="",
-            features=home / "features" / config.interval,
-            panels=home / "panels",
-            fits=home / "fits",
-            signals=home / "signals",
-            reports=home,
-        )

@@ -39,7 +39,7 @@ from feature_repo.store.tables import append_rows, read_rows
 from flows.cycle import CycleConfig
 from flows.steps import data
 from flows.steps.leaks import feature_builders
-from flows.steps.run import Run
+from flows.steps.run import run_apart
 from training.dataset import Panel
 from training.leakage.canary import CANARY, canary_rows, check_canary, panel_reads
 from training.leakage.folds import check_folds
@@ -180,7 +180,7 @@ def _run_cycle(
     from feature_repo.definitions.repo import open_feature_store  # Feast takes seconds to import
 
     with tempfile.TemporaryDirectory() as folder:
-        run = _run(config, market, now, Path(folder))
+        run = run_apart(_NAME, config, market, now, Path(folder))
         data.build_tables(run, market, None)
         if plant:
             plant(run.features)
@@ -236,7 +236,7 @@ def check_online(
 
     bars = pipeline_bars(market, config.interval)
     with tempfile.TemporaryDirectory() as folder:
-        run = _run(config, market, now, Path(folder))
+        run = run_apart(_NAME, config, market, now, Path(folder))
         data.build_tables(run, market, None)
         registry = f"sqlite:///{folder}/registry.db"
         store = open_feature_store(
@@ -322,22 +322,6 @@ def _check_canary(config: CycleConfig, market: Market, name: str, now: datetime,
 
     panel = _run_cycle(config, market, [name], now, plant).panels[name]
     return check_canary(panel_reads(panel), canary)
-
-
-def _run(config: CycleConfig, market: Market, now: datetime, folder: Path) -> Run:
-    return Run(
-        config=config,
-        cycle_id=_NAME,
-        market=market.info.name,
-        now=now,
-        code=_NAME,
-        git_sha=_NAME,
-        features=folder / "features",
-        panels=folder / "panels",
-        fits=folder / "fits",
-        signals=folder / "signals",
-        reports=folder / "reports",
-    )
 
 
 def _verdicts(

@@ -69,6 +69,23 @@ def name_run(settings: Settings, config: CycleConfig, market: Market, now: datet
     )
 
 
+def run_apart(name: str, config: CycleConfig, market: Market, now: datetime, folder: Path) -> Run:
+    """A run in a folder of its own, so that the market's tables, fits and signals stay as they are."""
+    return Run(
+        config=config,
+        cycle_id=name,
+        market=market.info.name,
+        now=now,
+        code=name,
+        git_sha=name,
+        features=folder / "features",
+        panels=folder / "panels",
+        fits=folder / "fits",
+        signals=folder / "signals",
+        reports=folder,
+    )
+
+
 @contextmanager
 def alone(databases: Databases, market: str) -> Iterator[psycopg.Connection]:
     """The platform's tables, brought up to date, and the right to be a market's only run.
