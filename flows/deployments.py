@@ -10,11 +10,15 @@ def main() -> None:
     from prefect import serve
 
     from flows.cycle_flow import cycle
+    from flows.snapshot_flow import snapshot
 
     deployment: Any = cycle.to_deployment(  # typed as a coroutine too, which it is in async code only
         name="cycle", description="A market goes in, staged models and a drift report come out.", tags=["perennial"]
     )
-    serve(deployment, pause_on_shutdown=False)
+    every_five_minutes: Any = snapshot.to_deployment(
+        name="snapshot", description="The live figures of every variant.", tags=["perennial"], cron="*/5 * * * *"
+    )
+    serve(deployment, every_five_minutes, pause_on_shutdown=False)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,11 @@ class Settings(BaseSettings):
         return self.home / "signals"
 
     @property
+    def snapshots(self) -> Path:
+        """Live figures, every five minutes."""
+        return self.home / "snapshots"
+
+    @property
     def artifacts_url(self) -> str:
         """MLflow's artifact root."""
         return (self.home / "mlflow").as_uri()

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_repo.market.costs import CostModel
+from feature_repo.market.costs import CostModel, Liquidity
 from training.metrics.performance import sharpe
 
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -23,7 +23,8 @@ class Book:
 
     ``positions_TN`` are the weights held from this decision's execution to the next one's, as shares of capital;
     ``gross_T`` the return over that span, ``cost_T`` what trading into the weights and borrowing cost,
-    ``net_T = gross_T - cost_T``; ``turnover_T`` the weight traded, buys plus sells.
+    ``net_T = gross_T - cost_T``; ``turnover_T`` the weight traded, buys plus sells. ``unit_impact_T`` is what market
+    impact would cost a book whose capital is 1 (see ``CostModel.unit_impact_TN``), NaN where it isn't known.
     """
 
     positions_TN: FloatArray
@@ -31,6 +32,7 @@ class Book:
     cost_T: FloatArray
     net_T: FloatArray
     turnover_T: FloatArray
+    unit_impact_T: FloatArray
 
 
 def positions_from_scores(score_TN: FloatArray, threshold: float | FloatArray) -> FloatArray:
@@ -51,26 +53,35 @@ def positions_from_scores(score_TN: FloatArray, threshold: float | FloatArray) -
 
 
 def simulate(
-    score_TN: FloatArray, price_return_TN: FloatArray, *, threshold: float | FloatArray, costs: CostModel
+    score_TN: FloatArray,
+    price_return_TN: FloatArray,
+    *,
+    threshold: float | FloatArray,
+    costs: CostModel,
+    liquidity: Liquidity | None = None,
 ) -> Book:
     """Trade the scores bar by bar, from flat, net of costs.
 
     ``price_return_TN[i]`` is the return from decision i's execution price to decision i+1's, the span its weights are
     held for; NaN counts as 0 with the position held. Costs are charged on the weight traded away from the
     previous row's weights as they drifted, and on shorts; the first row pays to enter, the last doesn't pay to leave.
-    Row t uses scores up to t and returns of row t and before.
+    Row t uses scores up to t and returns of row t and before. Without ``liquidity`` there is no market impact.
     """
     positions_TN = positions_from_scores(score_TN, threshold)
     return_TN = np.where(np.isfinite(price_return_TN), price_return_TN, 0.0)
     gross_T = (positions_TN * return_TN).sum(axis=1)
     drifted_TN = _drifted(positions_TN, return_TN, gross_T)
-    cost_T = costs.cost_TN(positions_TN, drifted_TN).sum(axis=1)
+    cost_T = costs.cost_TN(positions_TN, drifted_TN, liquidity).sum(axis=1)
+    impact_T = np.full(len(cost_T), np.nan)
+    if liquidity is not None:
+        impact_T = costs.unit_impact_TN(positions_TN, drifted_TN, liquidity).sum(axis=1)
     return Book(
         positions_TN=positions_TN,
         gross_T=gross_T,
         cost_T=cost_T,
         net_T=gross_T - cost_T,
         turnover_T=np.abs(positions_TN - drifted_TN).sum(axis=1),
+        unit_impact_T=impact_T,
     )
 
 

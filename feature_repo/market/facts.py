@@ -45,7 +45,7 @@ def market_info(facts: Mapping[str, Any], *, folder: str, bars: Mapping[str, pd.
     """
     calendar = facts.get("calendar") or infer_calendar(bars)
     sessions = facts.get("sessions_per_year") or SESSIONS_PER_YEAR[calendar]
-    costs = {key: facts[key] for key in _COSTS if key in facts}
+    costs = {key: facts[key] for key in (*_COSTS, *_IMPACT) if key in facts}
     inferable = ("name", "calendar", "sessions_per_year", *_COSTS)
     return MarketInfo(
         name=facts.get("name", folder),
@@ -129,6 +129,7 @@ def _lag(table: object, value: object) -> timedelta:
 
 _RATE: Final = (_bps, "a number of basis points, zero or more")
 _COSTS: Final = ("fee_bps", "half_spread_bps", "borrow_bps_ann")
+_IMPACT: Final = ("capital", "impact_coefficient")  # off unless said, so there is nothing to infer
 _FACTS: Final[Mapping[str, tuple[Callable[[object], object], str]]] = {
     "name": (_text, "a text"),
     "asset_class": (_text, "a text"),
@@ -136,5 +137,7 @@ _FACTS: Final[Mapping[str, tuple[Callable[[object], object], str]]] = {
     "sessions_per_year": (_sessions, "a whole number above zero"),
     "benchmark": (_text, "the entity_key of a bar (quote one that is not a text)"),
     **dict.fromkeys(_COSTS, _RATE),
+    "capital": (_bps, "an amount in the currency of the prices, zero or more"),
+    "impact_coefficient": (_bps, "a number, zero or more"),
     "lags": (_lags, "a mapping of tables to durations with a unit, such as {bars_1d: 15min}"),
 }

@@ -20,6 +20,7 @@ from feature_repo.market import fundamentals
 from feature_repo.market.assembly import known_at
 from feature_repo.market.calendar import PriceGrid, first_price_after, price_grid
 from feature_repo.market.fundamentals import fundamental_rows
+from feature_repo.market.liquidity import mean_traded_value
 from feature_repo.market.schema import Market, MarketError, MarketInfo
 from feature_repo.market.sources import load_market
 from feature_repo.market.universe import members
@@ -54,7 +55,7 @@ class Panels:
     """The panels of a cycle, all on one grid of sample times.
 
     ``folders`` and ``fingerprints`` go by pipeline, ``not_applicable`` says why others have none; ``benchmark_T`` is
-    the benchmark's return from each execution to the next. ``folds`` are tested on, ``live`` is the final fit,
+    the benchmark's return from each execution to the next, ``traded_value_TN`` what an asset trades a bar. ``folds`` are tested on, ``live`` is the final fit,
     ``tuning`` lie wholly before the first test window.
     """
 
@@ -62,6 +63,7 @@ class Panels:
     fingerprints: Mapping[str, str]
     not_applicable: Mapping[str, str]
     benchmark_T: FloatArray
+    traded_value_TN: FloatArray
     folds: Sequence[Fold]
     live: Fold
     tuning: Sequence[Fold]
@@ -147,6 +149,7 @@ def assemble_panels(run: Run, market: Market, pipelines: Iterable[str], store: F
         fingerprints={name: panel.fingerprint for name, panel in panels.items()},
         not_applicable=not_applicable,
         benchmark_T=benchmark_returns(grid, benchmark, first.hold_TN),
+        traded_value_TN=mean_traded_value(market.bars(config.interval), grid.only(first.entities)),
         folds=_test_folds(first, config),
         live=final_fold(*_times(first), train=TRAIN, validate=VALIDATE),
         tuning=_tuning_folds(first, config),

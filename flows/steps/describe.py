@@ -72,7 +72,8 @@ def _facts(
         "facts": f"{info.asset_class}, calendar {info.calendar}, {info.sessions_per_year} bars a year, benchmark "
         f"{info.benchmark or 'the equal-weighted average of the assets'}{guessed}",
         "costs": f"fee {info.costs.fee_bps:g} bp and half spread {info.costs.half_spread_bps:g} bp a trade, "
-        f"borrow {info.costs.borrow_bps_ann:g} bp a year",
+        f"borrow {info.costs.borrow_bps_ann:g} bp a year"
+        + (f", market impact of {info.costs.capital:,.0f}" if info.costs.capital else ""),
         "trained": f"{len(trained)} variants ({', '.join(f'{n} {family}' for family, n in sorted(families.items()))}), "
         "architectures in turn, each time the least used pipeline, lookback and parameters",
         "tested": f"{len(panels.folds)} folds (agents {run.config.agent_folds}) {split_of(run.config)}, "

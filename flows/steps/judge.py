@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +41,10 @@ class Judgement(Rated):
     selection: Selection
 
 
-def rate_all(run: Run, info: MarketInfo, panels: Panels, trained: Mapping[str, Trained]) -> Rated:
-    """Rate every variant that trained."""
+def rate_all(
+    run: Run, info: MarketInfo, panels: Panels, trained: Mapping[str, Trained], *, active: Collection[str] = ()
+) -> Rated:
+    """Rate every variant that trained; ``active`` are those that trade now, on paper or live."""
     results = {variant: each.results for variant, each in trained.items()}
     failed = {variant: reason for variant, folds in results.items() if (reason := _failure(folds))}
     thresholds = {
@@ -51,15 +53,28 @@ def rate_all(run: Run, info: MarketInfo, panels: Panels, trained: Mapping[str, T
         if variant not in failed
     }
     panel = load_panel(next(iter(panels.folders.values())))
-    tracks = build_tracks(SignalStore(root=run.signals), thresholds, panel, costs=info.costs)
+    tracks = build_tracks(
+        SignalStore(root=run.signals), thresholds, panel, costs=info.costs, traded_value_TN=panels.traded_value_TN
+    )
+    sizes = {variant: folds[-1].num_parameters for variant, folds in results.items() if variant not in failed}
     at = np.searchsorted(panel.event_times_T, tracks.event_times_T)
-    ratings = rate(tracks, panels.benchmark_T[at], periods_per_year=info.sessions_per_year)
+    ratings = rate(
+        tracks, panels.benchmark_T[at], periods_per_year=info.sessions_per_year, active=active, num_parameters=sizes
+    )
     return Rated(tracks=tracks, ratings=ratings, failed=failed)
 
 
-def judge(run: Run, info: MarketInfo, panels: Panels, trained: Mapping[str, Trained], checked: LeakCheck) -> Judgement:
+def judge(
+    run: Run,
+    info: MarketInfo,
+    panels: Panels,
+    trained: Mapping[str, Trained],
+    checked: LeakCheck,
+    *,
+    active: Collection[str] = (),
+) -> Judgement:
     """Rate every variant that trained, gate all trials together, and choose the stages."""
-    rated = rate_all(run, info, panels, trained)
+    rated = rate_all(run, info, panels, trained, active=active)
     ratings = rated.ratings
     # Before there are bars enough for a beta a residual is a raw return, and on those holding the market is "skill".
     gate = skilled(_every_trial(ratings.residual_VT[:, MIN_BETA_BARS:], len(rated.failed)), seed=run.config.seed)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from feature_repo.market.costs import CostModel
+from feature_repo.market.costs import CostModel, Liquidity
 from training.metrics.performance import sharpe
 from training.simulate import positions_from_scores, simulate, tune_threshold
 
@@ -169,3 +169,72 @@ def test_ties_and_nothing_to_tune_take_the_lowest_threshold():
     assert tune_threshold(score, np.random.default_rng(0).normal(size=score.shape), costs=FREE) == 0.0
     assert tune_threshold(np.full((5, 3), np.nan), np.zeros((5, 3)), costs=COSTS) == 0.0
     assert tune_threshold(score, np.zeros((30, 2)), costs=FREE) == 0.0
+
+
+def liquid(shape, *, value=1e6, vol=0.02):
+    return Liquidity(value_TN=np.full(shape, value), vol_TN=np.full(shape, vol))
+
+
+def test_impact_by_hand():
+    """Trading a quarter of a bar's volume moves a price by half its volatility, and all of the trade pays it."""
+    costs = CostModel(fee_bps=0.0, half_spread_bps=0.0, borrow_bps_ann=0.0, capital=500_000.0)
+    book = simulate(np.array([[1.0, -1.0]]), np.zeros((1, 2)), threshold=0.0, costs=costs, liquidity=liquid((1, 2)))
+    np.testing.assert_allclose(book.cost_T, [0.5 * 0.02])  # each leg trades 250,000 of 1,000,000
+    np.testing.assert_allclose(book.unit_impact_T * np.sqrt(500_000.0), book.cost_T)
+
+
+def test_impact_grows_with_the_power_three_halves_of_the_trade():
+    weights, none = np.array([[0.1, 0.4]]), np.zeros((1, 2))
+    small, large = CostModel(capital=1e5).unit_impact_TN(weights, none, liquid((1, 2)))[0]
+    assert large / small == pytest.approx(4**1.5)
+    twice = CostModel(impact_coefficient=2.0).unit_impact_TN(weights, none, liquid((1, 2)))
+    np.testing.assert_allclose(twice, [[2 * small, 2 * large]])
+
+
+def test_the_length_of_a_bar_does_not_matter_to_impact():
+    """An hour of a 24-hour market trades 1 / 24 and moves 1 / sqrt(24) of what a day does."""
+    weights, none = np.array([[0.3, -0.2]]), np.zeros((1, 2))
+    day = CostModel().unit_impact_TN(weights, none, liquid((1, 2)))
+    hour = CostModel().unit_impact_TN(weights, none, liquid((1, 2), value=1e6 / 24, vol=0.02 / np.sqrt(24)))
+    np.testing.assert_allclose(hour, day)
+
+
+def test_without_capital_or_volume_there_is_no_impact():
+    score, returns = world(3)
+    plain = simulate(score, returns, threshold=0.0, costs=COSTS)
+    assert np.isnan(plain.unit_impact_T).all()
+    free = simulate(score, returns, threshold=0.0, costs=COSTS, liquidity=liquid(score.shape))
+    np.testing.assert_array_equal(free.net_T, plain.net_T)
+    assert (free.unit_impact_T[1:] > 0).all()
+    rich = CostModel(borrow_bps_ann=50.0, capital=1e6)
+    for unknown in (np.nan, 0.0, -1.0, np.inf):
+        blind = simulate(score, returns, threshold=0.0, costs=rich, liquidity=liquid(score.shape, value=unknown))
+        np.testing.assert_array_equal(blind.net_T, plain.net_T)
+        assert np.isnan(blind.unit_impact_T).all()
+    assert (
+        simulate(score, returns, threshold=0.0, costs=rich, liquidity=liquid(score.shape)).net_T < plain.net_T
+    ).all()
+
+
+def test_an_asset_without_volume_is_not_charged_and_makes_the_bars_impact_unknown():
+    liquidity = liquid((2, 2))
+    liquidity.value_TN[0, 1] = np.nan
+    costs = CostModel(fee_bps=0.0, half_spread_bps=0.0, borrow_bps_ann=0.0, capital=500_000.0)
+    score = np.array([[1.0, -1.0], [-1.0, 1.0]])
+    book = simulate(score, np.zeros((2, 2)), threshold=0.0, costs=costs, liquidity=liquidity)
+    np.testing.assert_allclose(book.cost_T, [0.25 * 0.02, 2 * np.sqrt(0.5) * 0.02])
+    assert np.isnan(book.unit_impact_T[0])
+    assert np.isfinite(book.unit_impact_T[1])
+
+
+def test_the_books_path_does_not_depend_on_capital():
+    """So impact at any capital is its root times the unit impact, which is what the capacity estimate rests on."""
+    score, returns = world(4)
+    books = [
+        simulate(score, returns, threshold=0.0, costs=CostModel(capital=capital), liquidity=liquid(score.shape))
+        for capital in (0.0, 1e5, 4e5)
+    ]
+    np.testing.assert_array_equal(books[1].positions_TN, books[2].positions_TN)
+    impacts = [book.cost_T - books[0].cost_T for book in books[1:]]
+    np.testing.assert_allclose(impacts[1], 2 * impacts[0], atol=1e-15)
+    np.testing.assert_allclose(impacts[0], np.sqrt(1e5) * books[0].unit_impact_T, atol=1e-15)

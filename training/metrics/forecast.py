@@ -2,15 +2,20 @@
 
 Scores and outcomes are (..., T, N), T bars by N entities; NaN on either side leaves the pair out. The outcome of bar t
 is the label's return, known only when the label ends.
+
+Where alphalens differs: it takes the return from the price at the forecast's own time, here it runs from the execution
+after it; and it leaves out a bar whose return over any one of the horizons is not known yet, here only at that horizon.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+
+from training.metrics.kernels import rank_ic
 
 FloatArray: TypeAlias = NDArray[np.float64]
 Floats: TypeAlias = NDArray[np.floating]
@@ -24,12 +29,19 @@ def ic_by_time(score_TN: Floats, outcome_TN: Floats) -> FloatArray:
     Spearman's, ties given their average rank. NaN with fewer than three pairs or where either side is all ties.
     Source: Grinold & Kahn, Active Portfolio Management (1999), ch. 6; ranks after Spearman (1904).
     """
-    paired = np.isfinite(score_TN) & np.isfinite(outcome_TN)
-    count = paired.sum(axis=-1)
-    score, outcome = (_centred_ranks(side, paired) for side in (score_TN, outcome_TN))
-    spread = np.sqrt((score**2).sum(axis=-1) * (outcome**2).sum(axis=-1))
-    defined = (count >= MIN_PAIRS) & (spread > 0)
-    return np.where(defined, (score * outcome).sum(axis=-1), np.nan) / np.where(defined, spread, 1.0)
+    score, outcome = np.broadcast_arrays(score_TN, outcome_TN)
+    rows = (1, math.prod(score.shape[:-1]), score.shape[-1])
+    return ic_by_horizon(score.reshape(rows), outcome.reshape(rows))[0, 0].reshape(score.shape[:-1])
+
+
+def ic_by_horizon(score_VTN: Floats, outcome_HTN: Floats) -> FloatArray:
+    """``ic_by_time`` of every variant's scores with every horizon's outcomes, (V, H, T).
+
+    With the returns over 1, 2, 3 .. bars as outcomes, its means over time are the decay of the IC.
+    Source: Grinold & Kahn (1999), ch. 13, The information horizon.
+    """
+    score, outcome = (np.ascontiguousarray(side, dtype=np.float64) for side in (score_VTN, outcome_HTN))
+    return rank_ic(score, np.argsort(score, axis=-1), outcome, np.argsort(outcome, axis=-1), MIN_PAIRS)
 
 
 def mean_ic(ic_T: Floats) -> FloatArray:
@@ -58,10 +70,3 @@ def hit_rate(score_TN: Floats, outcome_TN: Floats) -> FloatArray:
     product = np.sign(score_TN) * np.sign(outcome_TN)
     hits, misses = ((product == sign).sum(axis=(-2, -1)) for sign in (1.0, -1.0))
     return np.where(hits + misses > 0, hits, np.nan) / np.maximum(hits + misses, 1)
-
-
-def _centred_ranks(values: Floats, paired: NDArray[np.bool_]) -> FloatArray:
-    """Average ranks among the paired entities less their mean, 0 for the others."""
-    ranks = rankdata(np.where(paired, values, np.inf), axis=-1)  # the unpaired rank last, out of the others' way
-    mean = np.where(paired, ranks, 0.0).sum(axis=-1, keepdims=True) / np.maximum(paired.sum(axis=-1, keepdims=True), 1)
-    return np.where(paired, ranks - mean, 0.0)

@@ -4,15 +4,22 @@ Every function reduces the last axis and keeps the others, so (T,) gives one val
 are simple returns per bar. NaN is a bar without a track record (a variant that began later) and is left out; where
 a figure isn't defined it is NaN. ``periods_per_year`` is bars a year. All of them look back only; what they say of
 bar t is known once bar t has ended.
+
+Where others define a figure differently: empyrical gives infinity and quantstats 0 or a number of rounding for a figure
+over no spread, here it is NaN; ``quantstats.probabilistic_ratio`` takes unbiased moments, here they are the paper's;
+``quantstats.drawdown_details`` counts calendar days to the last one under water, here it is bars to the first back.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
+
+from training.metrics.kernels import moments, past_beta, wealth
 
 FloatArray = NDArray[np.float64]
 
@@ -38,9 +45,8 @@ def sortino(returns: FloatArray, *, periods_per_year: float) -> FloatArray:
 
 def annual_return(returns: FloatArray, *, periods_per_year: float) -> FloatArray:
     """Compound growth a year: final wealth to the power of one over the years, minus 1; -1 once all is lost."""
-    count, _, _ = _moments(returns)
-    growth = _wealth(returns)[..., -1] ** (periods_per_year / np.maximum(count, 1)) - 1.0
-    return np.where(count > 0, growth, np.nan)
+    found = _wealth(returns)
+    return found[..., 1] ** (periods_per_year / np.maximum(found[..., 0], 1.0)) - 1.0
 
 
 def annual_volatility(returns: FloatArray, *, periods_per_year: float) -> FloatArray:
@@ -50,18 +56,13 @@ def annual_volatility(returns: FloatArray, *, periods_per_year: float) -> FloatA
 
 def max_drawdown(returns: FloatArray) -> FloatArray:
     """Deepest fall of compounded wealth below its earlier peak, the starting capital included: -0.2 is 20% down."""
-    count, _, _ = _moments(returns)
-    return np.where(count > 0, _drawdown(returns).min(axis=-1), np.nan)
+    return _wealth(returns)[..., 2]
 
 
 def recovery_bars(returns: FloatArray) -> FloatArray:
     """Bars from the trough of the maximum drawdown back to the peak before it; 0 without one, NaN if not yet back."""
-    wealth, drawdown = _wealth(returns), _drawdown(returns)
-    trough = drawdown.argmin(axis=-1)[..., None]
-    peak = np.take_along_axis(np.maximum.accumulate(wealth, axis=-1), trough, axis=-1)
-    # The tolerance: -10% then +11.11..% is a full recovery, whatever the rounding.
-    back = (np.arange(wealth.shape[-1]) >= trough) & (wealth >= peak * (1.0 - 1e-12))
-    return np.where(back.any(axis=-1), back.argmax(axis=-1) - trough[..., 0], np.nan)
+    bars = _wealth(returns)[..., 3]
+    return np.where(bars < 0, np.nan, bars)
 
 
 def win_rate(returns: FloatArray) -> FloatArray:
@@ -80,6 +81,21 @@ def profit_factor(returns: FloatArray) -> FloatArray:
 def turnover_ann(turnover: FloatArray, *, periods_per_year: float) -> FloatArray:
     """Capital traded a year, in multiples of capital: the mean turnover of a bar (buys plus sells) times the bars."""
     return _moments(turnover)[1] * periods_per_year
+
+
+def capacity(net: FloatArray, unit_impact: FloatArray, *, capital: float) -> FloatArray:
+    """The capital at which market impact takes half of what a book earns after its other costs.
+
+    Impact grows with the root of the capital, so with e the mean net return before impact and k the mean
+    ``unit_impact`` (its cost at a capital of 1; ``net`` was earned, net of impact, with ``capital``) it is
+    (e / (2 k))^2. The mean net return is halved there and, as impact hardly adds to the risk, so is the net Sharpe
+    ratio. 0 for a book that earns nothing; NaN where what it trades has no known volume, and for one that never trades.
+    Source: the square-root law, see ``CostModel.unit_impact_TN``.
+    """
+    known = np.isfinite(unit_impact) & np.isfinite(net)
+    mean_impact = _moments(np.where(known, unit_impact, np.nan))[1]
+    edge = _moments(np.where(known, net, np.nan))[1] + np.sqrt(capital) * mean_impact
+    return _ratio(np.maximum(edge, 0.0), 2.0 * mean_impact) ** 2
 
 
 def rolling_sharpe(returns: FloatArray, *, window: int, periods_per_year: float) -> FloatArray:
@@ -136,26 +152,34 @@ def beta_residual(
     variant's first bars are its raw returns; a bar whose benchmark return is NaN is hedged by nothing. NaN where
     ``net_VT`` is NaN. Bar t's residual uses returns up to t inclusive, its beta up to t - 1.
     """
-    both = np.isfinite(net_VT) & np.isfinite(benchmark_T)
-    market, own = np.where(both, benchmark_T, 0.0), np.where(both, net_VT, 0.0)
-    count = _past_sum(both.astype(np.float64), window)
-    share = 1.0 / np.maximum(count, 1.0)
-    sum_market, sum_square = _past_sum(market, window), _past_sum(market**2, window)
-    variance = sum_square - sum_market**2 * share
-    covariance = _past_sum(market * own, window) - sum_market * _past_sum(own, window) * share
-    usable = (count >= min_obs) & (variance > 1e-12 * sum_square)  # a constant benchmark explains nothing
-    beta = np.divide(covariance, variance, out=np.zeros_like(covariance), where=usable)
+    beta = past_beta(_rows(net_VT), np.ascontiguousarray(benchmark_T, dtype=np.float64), window, min_obs)
+    beta = beta.reshape(net_VT.shape)
     return net_VT - beta * np.where(np.isfinite(benchmark_T), benchmark_T, 0.0)
 
 
 def _moments(values: FloatArray) -> tuple[NDArray[np.int64], FloatArray, FloatArray]:
     """Count, mean and standard deviation (n - 1) of the finite values; NaN where there are too few."""
-    finite = np.isfinite(values)
-    count = finite.sum(axis=-1)
-    mean = np.where(finite, values, 0.0).sum(axis=-1) / np.maximum(count, 1)
-    square = np.where(finite, values - mean[..., None], 0.0) ** 2
-    std = np.sqrt(square.sum(axis=-1) / np.maximum(count - 1, 1))
-    return count, np.where(count >= 1, mean, np.nan), np.where(count >= 2, std, np.nan)
+    found = _powers(values)
+    count = found[..., 0].astype(np.int64)
+    std = np.sqrt(found[..., 2] * count / np.maximum(count - 1, 1))
+    return count, np.where(count >= 1, found[..., 1], np.nan), np.where(count >= 2, std, np.nan)
+
+
+def _powers(values: FloatArray) -> FloatArray:
+    """Count, mean and mean powers 2 to 4 of the deviations, along a new last axis."""
+    return moments(_rows(values)).reshape(*np.shape(values)[:-1], 5)
+
+
+def _wealth(returns: FloatArray) -> FloatArray:
+    """Count, final wealth, deepest drawdown, bars to its recovery (-1 if not yet back), last axis; NaN if never any."""
+    found = wealth(_rows(returns)).reshape(*np.shape(returns)[:-1], 4)
+    return np.where(found[..., :1] > 0, found, np.nan)
+
+
+def _rows(values: FloatArray) -> FloatArray:
+    """All but the last axis as one, as the kernels take it."""
+    shape = np.shape(values)
+    return np.ascontiguousarray(values, dtype=np.float64).reshape(math.prod(shape[:-1]), shape[-1])
 
 
 def _ratio(numerator: FloatArray | NDArray[np.int64], spread: FloatArray | NDArray[np.int64]) -> FloatArray:
@@ -166,28 +190,8 @@ def _ratio(numerator: FloatArray | NDArray[np.int64], spread: FloatArray | NDArr
 
 def _sharpe_error(returns: FloatArray) -> FloatArray:
     """Standard error of the per-bar Sharpe ratio times sqrt(n - 1), for returns that needn't be normal."""
-    _, mean, _ = _moments(returns)
-    deviation = returns - mean[..., None]
-    m2, m3, m4 = (_moments(deviation**power)[1] for power in (2, 3, 4))
+    m2, m3, m4 = np.moveaxis(_powers(returns)[..., 2:], -1, 0)
     skewness, kurtosis = _ratio(m3, m2**1.5), _ratio(m4, m2**2)
     ratio = sharpe(returns, periods_per_year=1.0)
     # With moment estimators kurtosis >= skewness^2 + 1, so this is negative by rounding only.
     return np.sqrt(np.maximum(1.0 - skewness * ratio + (kurtosis - 1.0) / 4.0 * ratio**2, 0.0))
-
-
-def _wealth(returns: FloatArray) -> FloatArray:
-    """Compounded wealth from 1, shape (..., T + 1); what is lost entirely stays lost."""
-    growth = np.maximum(1.0 + np.where(np.isfinite(returns), returns, 0.0), 0.0)
-    return np.cumprod(np.concatenate([np.ones_like(growth[..., :1]), growth], axis=-1), axis=-1)
-
-
-def _drawdown(returns: FloatArray) -> FloatArray:
-    wealth = _wealth(returns)
-    return wealth / np.maximum.accumulate(wealth, axis=-1) - 1.0
-
-
-def _past_sum(values: FloatArray, window: int) -> FloatArray:
-    """Sum over the ``window`` bars before each bar, the bar itself left out."""
-    total = np.concatenate([np.zeros_like(values[..., :1]), np.cumsum(values, axis=-1)], axis=-1)
-    stop = np.arange(values.shape[-1])
-    return total[..., stop] - total[..., np.maximum(stop - window, 0)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -11,20 +13,21 @@ from numpy.typing import NDArray
 
 from training.metrics import performance as perf
 from training.metrics.forecast import ic_t_stat, mean_ic
-from training.rating.tracks import Tracks
+from training.rating.tracks import DECAY_HORIZONS, Tracks
 
 FloatArray = NDArray[np.float64]
 
-# What the composite score weighs: column -> weight; a negative weight wants the column low. Magnitudes sum to 1.
+# What the composite score weighs: column -> weight; a negative weight is a cost, wanted low. Magnitudes sum to 1.
 WEIGHTS: Final = {
-    "sharpe_residual": 0.30,
-    "sharpe_net": 0.15,
-    "ic_t": 0.20,
-    "sharpe_90": 0.10,
-    "max_drawdown": 0.10,
-    "profit_factor": 0.05,
-    "turnover_ann": -0.05,
-    "mean_correlation": -0.05,
+    "sharpe_residual": 0.30,  # skill: what is left when the market is taken out
+    "ic_t": 0.20,  # skill again, from every forecast and not only from what was traded
+    "sharpe_net": 0.15,  # what the book earned for its risk
+    "sharpe_90": 0.10,  # whether it still does
+    "max_drawdown": 0.10,  # what it takes to hold on to it
+    "profit_factor": 0.05,  # gains that are not a few lucky bars beside many small losses
+    "turnover_ann": -0.04,  # net figures have paid for it, but only what the cost model knows
+    "active_correlation": -0.04,  # whether it adds to what trades already
+    "num_parameters": -0.02,  # what a prediction costs; of two alike the simpler one
 }
 HALF_TRUST_DAYS: Final = 126  # a track of this many bars moves the score halfway from the middle to its rank
 MIN_OVERLAP: Final = 20
@@ -47,21 +50,49 @@ class Ratings:
     correlation: pd.DataFrame
 
 
-def rate(tracks: Tracks, benchmark_T: FloatArray, *, periods_per_year: float) -> Ratings:
-    """Rate variants by their out-of-sample tracks.
+def rate(
+    tracks: Tracks,
+    benchmark_T: FloatArray,
+    *,
+    periods_per_year: float,
+    active: Collection[str] = (),
+    num_parameters: Mapping[str, int] = MappingProxyType({}),
+) -> Ratings:
+    """Rate variants by their tracks.
 
-    ``benchmark_T`` holds the benchmark's return over the same bars. Columns of the table, net of costs unless said:
-    sharpe_net, sharpe_residual (annualised; residual to the benchmark), sharpe_30, sharpe_60, sharpe_90 (of the last
-    so many bars, NaN on a shorter track), ann_return_net, ann_return_gross (before costs), ann_vol, max_drawdown,
-    recovery_bars, win_rate, profit_factor, ic, ic_t, turnover_ann, mean_correlation (with the others), psr (of the
-    residual returns), num_days (bars of the track), score, rank. Tracks may differ in length: NaN before a variant's
-    first bar, and every figure is over its own bars.
+    ``benchmark_T`` holds the benchmark's return over the same bars, ``active`` names the variants that are staged now,
+    ``num_parameters`` the size of each variant's newest fit. Tracks may differ in length: NaN before a variant's first
+    bar, and every figure is over its own bars.
+
+    Columns of the table; net of costs, of the whole track and NaN where not defined unless said:
+
+    - ``sharpe_net``, ``sharpe_residual``: annualised; residual to the benchmark. ``sharpe_30``, ``sharpe_60``,
+      ``sharpe_90``: of the last so many bars, NaN on a shorter track. Sharpe (1994).
+    - ``ann_return_net``, ``ann_return_gross`` (before costs), ``ann_vol``: compounded, annualised.
+    - ``max_drawdown`` (negative), ``recovery_bars``: from its trough back to the peak, NaN if not yet back.
+    - ``win_rate``: gains among the bars that gained or lost. ``profit_factor``: gains over losses, infinite without
+      losses.
+    - ``ic``, ``ic_t``: mean rank IC with the label and its t-statistic. ``ic_1`` .. ``ic_10``: mean rank IC with the
+      return over the next 1, 2, 3, 5, 10 bars: its decay.
+    - ``turnover_ann``: capital traded a year, in multiples of capital. ``capacity``: the capital, in the currency of
+      the prices, at which market impact takes half of what the other costs leave; NaN where volume is unknown.
+    - ``mean_correlation`` with the others' residual returns, ``active_correlation`` with those of the active variants,
+      itself left out; NaN where there are none.
+    - ``num_parameters``: what a prediction costs, as fitted parameters and not as time, which a busy machine would
+      change. NaN where it isn't given.
+    - ``psr``: probability that the residual Sharpe ratio is above 0, this variant being the only one tried.
+    - ``num_days``: bars of the track, flat ones included. ``score``: see ``composite_score``. ``rank``: 1 is best.
     """
     residual_VT = perf.beta_residual(tracks.net_VT, benchmark_T)
     correlation_VV = correlation(residual_VT)
+    index = pd.Index(tracks.variants, name="variant", dtype=object)
     figures = _figures(tracks, residual_VT, periods_per_year)
-    figures["mean_correlation"] = _mean_of_others(correlation_VV)
-    table = pd.DataFrame(figures, index=pd.Index(tracks.variants, name="variant", dtype=object))
+    figures["mean_correlation"] = _mean_of_others(correlation_VV, np.ones(len(index), dtype=bool))
+    figures["active_correlation"] = _mean_of_others(correlation_VV, index.isin(list(active)))
+    figures["num_parameters"] = np.array([num_parameters.get(variant, np.nan) for variant in index], dtype=np.float64)
+    figures["psr"] = perf.psr(residual_VT)
+    figures["num_days"] = np.isfinite(tracks.net_VT).sum(axis=1)
+    table = pd.DataFrame(figures, index=index)
     table["score"] = composite_score(table)
     # A stable sort over the names first: equal scores rank by name, whatever order the tracks came in.
     table = table.sort_index().sort_values("score", ascending=False, kind="stable")
@@ -77,22 +108,28 @@ def rate(tracks: Tracks, benchmark_T: FloatArray, *, periods_per_year: float) ->
 def composite_score(table: pd.DataFrame) -> pd.Series:
     """Score between 0 and 1: the weighted mean of the columns' percentile ranks, shrunk to 0.5 for short tracks.
 
-    Ranks rather than values, so that one freak figure can't buy a place; ties share their average, NaN ranks last.
-    Shrinkage: 0.5 + (score - 0.5) n / (n + 126) for a track of n bars, since a short lucky one is mostly luck.
+    Robust to outliers: ranks rather than values, so one freak figure can't buy a place; ties share their average. An
+    unknown merit ranks last, an unknown cost counts as the middle (nothing is said of it). Robust to short histories:
+    0.5 + (score - 0.5) n / (n + 126) for a track of n bars, since a short lucky one is mostly luck; and of a track
+    that hasn't 90 bars all are recent. Robust to missing days: a day without forecasts is a flat day of the track (see
+    ``build_tracks``), so a few good days don't pass for a year of them.
     """
+    known = table.assign(sharpe_90=table["sharpe_90"].fillna(table["sharpe_net"]))
     total = pd.Series(0.0, index=table.index)
     for column, weight in WEIGHTS.items():
-        values = table[column] if weight > 0 else -table[column]
-        total += abs(weight) * (values.rank(na_option="top") - 0.5) / len(table)
+        total += abs(weight) * (_merit(known[column]) if weight > 0 else _thrift(known[column]))
     return 0.5 + (total - 0.5) * table["num_days"] / (table["num_days"] + HALF_TRUST_DAYS)
 
 
 def correlation(returns_VT: FloatArray, *, min_overlap: int = MIN_OVERLAP) -> FloatArray:
     """Correlation of every pair over the bars both have (V, V); NaN below ``min_overlap`` or without variance."""
     have = np.isfinite(returns_VT)
-    mask, values = have.astype(np.float64), np.where(have, returns_VT, 0.0)
-    count = mask @ mask.T
-    total, square = values @ mask.T, values**2 @ mask.T
+    values = np.where(have, returns_VT, 0.0)
+    # Most tracks have the same bars: sums over them are made once a pattern (P) and not once a variant.
+    _, first, pattern_V = np.unique(np.packbits(have, axis=1), axis=0, return_index=True, return_inverse=True)
+    mask_PT = have[first].astype(np.float64)
+    count = (mask_PT @ mask_PT.T)[pattern_V][:, pattern_V]
+    total, square = (values @ mask_PT.T)[:, pattern_V], (values**2 @ mask_PT.T)[:, pattern_V]
     share = 1.0 / np.maximum(count, 1.0)
     variance = square - total**2 * share  # of the row's variant, over the bars shared with the column's
     covariance = values @ values.T - total * total.T * share
@@ -100,6 +137,17 @@ def correlation(returns_VT: FloatArray, *, min_overlap: int = MIN_OVERLAP) -> Fl
     defined = varies & varies.T
     spread = np.sqrt(np.where(defined, variance * variance.T, 1.0))
     return np.clip(np.where(defined, covariance, np.nan) / spread, -1.0, 1.0)
+
+
+def _merit(values: pd.Series) -> pd.Series:
+    """Percentile, the highest near 1; unknown ones tie for the last places."""
+    return (values.rank(na_option="top") - 0.5) / max(len(values), 1)
+
+
+def _thrift(values: pd.Series) -> pd.Series:
+    """Percentile, the lowest near 1; unknown ones in the middle."""
+    known = max(int(values.notna().sum()), 1)
+    return ((known + 0.5 - values.rank()) / known).fillna(0.5)
 
 
 def _figures(tracks: Tracks, residual_VT: FloatArray, periods_per_year: float) -> dict[str, FloatArray]:
@@ -118,9 +166,9 @@ def _figures(tracks: Tracks, residual_VT: FloatArray, periods_per_year: float) -
         "profit_factor": perf.profit_factor(net_VT),
         "ic": mean_ic(tracks.ic_VT),
         "ic_t": ic_t_stat(tracks.ic_VT),
+        **{f"ic_{bars}": tracks.decay_VH[:, h] for h, bars in enumerate(DECAY_HORIZONS)},
         "turnover_ann": perf.turnover_ann(tracks.turnover_VT, periods_per_year=periods_per_year),
-        "psr": perf.psr(residual_VT),
-        "num_days": np.isfinite(net_VT).sum(axis=1),
+        "capacity": perf.capacity(net_VT, tracks.unit_impact_VT, capital=tracks.capital),
     }
 
 
@@ -130,8 +178,8 @@ def _recent_sharpe(net_VT: FloatArray, bars: int, periods_per_year: float) -> Fl
     return np.where(whole, perf.sharpe(last, periods_per_year=periods_per_year), np.nan)
 
 
-def _mean_of_others(correlation_VV: FloatArray) -> FloatArray:
-    """Each variant's mean correlation with the others; NaN where it is known with none."""
-    others = correlation_VV.copy()
+def _mean_of_others(correlation_VV: FloatArray, counted_V: NDArray[np.bool_]) -> FloatArray:
+    """Each variant's mean correlation with the counted ones, itself left out; NaN where it is known with none."""
+    others = np.where(counted_V, correlation_VV, np.nan)
     np.fill_diagonal(others, np.nan)
     return mean_ic(others)

@@ -1,10 +1,11 @@
 """Forecast quality against scipy, one bar at a time."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from training.metrics.forecast import hit_rate, ic_by_time, ic_t_stat, mean_ic
+from training.metrics.forecast import hit_rate, ic_by_horizon, ic_by_time, ic_t_stat, mean_ic
 
 
 def slow_ic(score, outcome):
@@ -41,6 +42,40 @@ def test_a_stack_of_variants_goes_through_at_once():
     score, outcome = rng.normal(size=(3, 20, 5)), rng.normal(size=(20, 5))
     stacked = ic_by_time(score, np.broadcast_to(outcome, score.shape))
     np.testing.assert_array_equal(stacked, [ic_by_time(one, outcome) for one in score])
+
+
+def test_every_variant_meets_every_horizon():
+    rng = np.random.default_rng(3)
+    score, outcome = np.round(rng.normal(size=(3, 40, 6)), 1), np.round(rng.normal(size=(4, 40, 6)), 1)
+    score[rng.random(score.shape) < 0.2] = np.nan
+    outcome[:, rng.random((40, 6)) < 0.3] = np.nan  # some horizons lack the same outcomes, one lacks more
+    outcome[2, 30:] = np.nan
+    together = ic_by_horizon(score, outcome)
+    assert together.shape == (3, 4, 40)
+    for v, h in np.ndindex(3, 4):
+        np.testing.assert_array_equal(together[v, h], ic_by_time(score[v], outcome[h]))
+        np.testing.assert_allclose(together[v, h], slow_ic(score[v], outcome[h]), atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_ic_and_its_decay_equal_alphalens():
+    """Its forward returns run from the price at the factor's own time; ours from the execution price: the same here."""
+    from alphalens.performance import factor_information_coefficient
+    from alphalens.utils import get_clean_factor_and_forward_returns
+
+    rng = np.random.default_rng(5)
+    days, names, horizons = pd.date_range("2020-01-01", periods=60, tz="UTC"), list("abcdefgh"), (1, 2, 3, 5, 10)
+    prices = pd.DataFrame(100 * np.exp(np.cumsum(0.01 * rng.normal(size=(60, 8)), axis=0)), index=days, columns=names)
+    score = pd.DataFrame(rng.normal(size=(60, 8)), index=days, columns=names)
+    factor = score.stack()
+    factor.index.names = ["date", "asset"]
+    data = get_clean_factor_and_forward_returns(factor, prices, periods=horizons, quantiles=2, max_loss=1.0)
+    expected = factor_information_coefficient(data)
+    outcome_HTN = np.stack([(prices.shift(-h) / prices - 1.0).to_numpy() for h in horizons])
+    ours = ic_by_horizon(score.to_numpy()[None], outcome_HTN)[0, :, : len(expected)]
+    np.testing.assert_allclose(ours, expected.to_numpy().T, atol=1e-12)
+    assert len(expected) == 50  # it leaves out days whose longest horizon is not there yet
+    np.testing.assert_allclose(mean_ic(ours), expected.mean().to_numpy(), atol=1e-12)
 
 
 def test_mean_and_t_stat_are_those_of_a_one_sample_t_test():

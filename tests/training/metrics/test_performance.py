@@ -45,6 +45,52 @@ def test_equals_quantstats(ours, theirs, returns, golden):
     np.testing.assert_allclose(ours(returns), expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (lambda r: perf.sharpe(r, periods_per_year=YEAR), lambda e, s: e.sharpe_ratio(s, annualization=YEAR)),
+        (lambda r: perf.sortino(r, periods_per_year=YEAR), lambda e, s: e.sortino_ratio(s, annualization=YEAR)),
+        (lambda r: perf.annual_return(r, periods_per_year=YEAR), lambda e, s: e.annual_return(s, annualization=YEAR)),
+        (
+            lambda r: perf.annual_volatility(r, periods_per_year=YEAR),
+            lambda e, s: e.annual_volatility(s, annualization=YEAR),
+        ),
+        (perf.max_drawdown, lambda e, s: e.max_drawdown(s)),
+    ],
+    ids=["sharpe", "sortino", "annual_return", "volatility", "max_drawdown"],
+)
+def test_equals_empyrical(ours, theirs, returns):
+    import empyrical
+
+    expected = [theirs(empyrical, as_series(row)) for row in returns]
+    np.testing.assert_allclose(ours(returns), expected, rtol=1e-10)
+
+
+def test_residual_beta_is_empyricals_of_the_bars_before(returns):
+    import empyrical
+
+    market = 0.5 * returns[1] + returns[2]
+    residual = perf.beta_residual(returns, market, window=100, min_obs=30)
+    for t in (30, 99, 100, 101, 599):
+        past = slice(max(0, t - 100), t)
+        expected = [row[t] - empyrical.beta(row[past], market[past]) * market[t] for row in returns]
+        np.testing.assert_allclose(residual[:, t], expected, rtol=1e-9)
+
+
+def test_recovery_is_quantstats_one_bar_after_the_last_under_water(returns, golden):
+    falls = 0
+    for row in [*returns, -returns[0], returns[1] - 0.001]:
+        series = pd.Series(row, index=pd.date_range("2015-01-01", periods=len(row)))  # a bar is a calendar day
+        worst = golden.drawdown_details(golden.to_drawdown_series(series)).sort_values("max drawdown").iloc[0]
+        found = perf.recovery_bars(row)
+        if worst["end"] == f"{series.index[-1]:%Y-%m-%d}":
+            assert np.isnan(found)
+        else:
+            assert found == (pd.Timestamp(worst["end"]) - pd.Timestamp(worst["valley"])).days + 1
+            falls += 1
+    assert falls
+
+
 def test_rolling_sharpe_equals_quantstats(returns, golden):
     expected = golden.rolling_sharpe(as_series(returns[0]), rolling_period=60, periods_per_year=YEAR)
     ours = perf.rolling_sharpe(returns, window=60, periods_per_year=YEAR)
@@ -128,6 +174,28 @@ def test_a_late_start_changes_nothing(returns):
         np.testing.assert_allclose(
             figure(late, periods_per_year=YEAR), figure(returns[:, 200:], periods_per_year=YEAR), rtol=1e-12
         )
+
+
+def test_capacity_is_where_impact_halves_the_edge():
+    """e = 4e-4 a bar before impact, k = 1e-7 a root of capital: (e / 2k)^2 = 4 million, whatever capital was traded."""
+    impact = 1e-7 * np.array([0.5, 1.5, 1.0, 1.0])
+    edge = np.array([9e-4, -3e-4, 4e-4, 6e-4])
+    for capital in (0.0, 1e4, 4e6):
+        net = edge - np.sqrt(capital) * impact
+        assert perf.capacity(net, impact, capital=capital) == pytest.approx(4e6)
+    at_capacity = edge - np.sqrt(4e6) * impact
+    assert at_capacity.mean() == pytest.approx(edge.mean() / 2)
+    ratio = perf.sharpe(at_capacity, periods_per_year=YEAR) / perf.sharpe(edge, periods_per_year=YEAR)
+    assert ratio == pytest.approx(0.5, abs=0.1)
+
+
+def test_capacity_without_an_edge_volumes_or_trades():
+    impact = np.full(4, 1e-7)
+    assert perf.capacity(np.full(4, -1e-4), impact, capital=0.0) == 0.0
+    assert np.isnan(perf.capacity(np.full(4, 1e-4), np.full(4, np.nan), capital=0.0))
+    assert np.isnan(perf.capacity(np.zeros(4), np.zeros(4), capital=0.0))
+    known = perf.capacity(np.full(2, 1e-4), impact[:2], capital=0.0)
+    assert perf.capacity(np.array([1e-4, 1e-4, 9.0]), np.array([1e-7, 1e-7, np.nan]), capital=0.0) == known
 
 
 def slow_residual(net, market, *, window, min_obs):

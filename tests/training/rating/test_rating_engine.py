@@ -10,9 +10,10 @@ from training.metrics import performance as perf
 from training.rating.engine import WEIGHTS, composite_score, correlation, rate
 from training.rating.gates import skilled, track_record
 from training.rating.selection import select
-from training.rating.tracks import Tracks
+from training.rating.tracks import DECAY_HORIZONS, Tracks
 
 YEAR = 252
+SERIES = ("net_VT", "gross_VT", "turnover_VT", "unit_impact_VT", "ic_VT", "decay_VH")
 
 
 def make_tracks(num_variants=8, num_bars=400, seed=0):
@@ -27,7 +28,10 @@ def make_tracks(num_variants=8, num_bars=400, seed=0):
         net_VT=gross - 3e-4 * turnover,
         gross_VT=gross,
         turnover_VT=turnover,
+        unit_impact_VT=rng.uniform(0.5e-7, 1.5e-7, gross.shape),
         ic_VT=20 * drift + rng.normal(0, 0.2, gross.shape),
+        decay_VH=20 * drift / np.sqrt(DECAY_HORIZONS),
+        capital=0.0,
     )
     return tracks, market
 
@@ -48,6 +52,38 @@ def test_the_table_holds_the_metrics_figures():
         others = np.delete(np.corrcoef(residual)[v], v)
         assert row["mean_correlation"] == pytest.approx(others.mean())
         assert row["num_days"] == 400
+        assert row[[f"ic_{bars}" for bars in DECAY_HORIZONS]].tolist() == tracks.decay_VH[v].tolist()
+        assert row["capacity"] == pytest.approx(perf.capacity(tracks.net_VT[v], tracks.unit_impact_VT[v], capital=0.0))
+
+
+def test_the_table_is_what_its_readers_and_the_documentation_name():
+    tracks, market = make_tracks()
+    table = rate(tracks, market, periods_per_year=YEAR).table
+    described = rate.__doc__.split("Columns of the table;")[1]
+    assert [name for name in table.columns if f"``{name}``" not in described] == ["ic_2", "ic_3", "ic_5"]  # "ic_1 .."
+    assert {*WEIGHTS, "score", "rank", "ann_vol", "psr"} <= {*table.columns}
+    assert table.index.name == "variant"
+
+
+def test_correlation_with_the_active_leaves_the_variant_itself_out():
+    tracks, market = make_tracks()
+    residual = perf.beta_residual(tracks.net_VT, market)
+    corr = np.corrcoef(residual)
+    rated = rate(tracks, market, periods_per_year=YEAR, active=["v2", "v5", "gone"]).table["active_correlation"]
+    assert rated["v0"] == pytest.approx(corr[0, [2, 5]].mean())
+    assert rated["v2"] == pytest.approx(corr[2, 5])
+    assert rate(tracks, market, periods_per_year=YEAR).table["active_correlation"].isna().all()
+    alone = rate(tracks, market, periods_per_year=YEAR, active=["v2"]).table["active_correlation"]
+    assert alone.isna().tolist() == [name == "v2" for name in alone.index]
+
+
+def test_of_two_alike_the_simpler_one_ranks_first():
+    tracks, market = make_tracks(num_variants=2)
+    same = {name: np.repeat(getattr(tracks, name)[:1], 2, axis=0) for name in SERIES}
+    sizes = {"v0": 100_000, "v1": 10}
+    table = rate(replace(tracks, **same), market, periods_per_year=YEAR, num_parameters=sizes).table
+    assert table.index.tolist() == ["v1", "v0"]
+    assert table["num_parameters"].tolist() == [10, 100_000]
 
 
 def test_the_best_drift_ranks_first_and_the_worst_last():
@@ -62,7 +98,7 @@ def test_the_best_drift_ranks_first_and_the_worst_last():
 def test_the_order_of_the_tracks_does_not_matter():
     tracks, market = make_tracks()
     back = slice(None, None, -1)
-    arrays = {name: getattr(tracks, name)[back] for name in ("net_VT", "gross_VT", "turnover_VT", "ic_VT")}
+    arrays = {name: getattr(tracks, name)[back] for name in SERIES}
     turned = replace(tracks, variants=tracks.variants[back], **arrays)
     table = rate(tracks, market, periods_per_year=YEAR).table
     pd.testing.assert_frame_equal(rate(turned, market, periods_per_year=YEAR).table, table, rtol=1e-12)
@@ -70,9 +106,7 @@ def test_the_order_of_the_tracks_does_not_matter():
 
 def test_equals_rank_by_name():
     tracks, market = make_tracks(num_variants=3)
-    same = {
-        name: np.repeat(getattr(tracks, name)[:1], 3, axis=0) for name in ("net_VT", "gross_VT", "turnover_VT", "ic_VT")
-    }
+    same = {name: np.repeat(getattr(tracks, name)[:1], 3, axis=0) for name in SERIES}
     table = rate(replace(tracks, variants=("c", "a", "b"), **same), market, periods_per_year=YEAR).table
     assert list(table.index) == ["a", "b", "c"]
     assert table["score"].nunique() == 1
@@ -91,8 +125,39 @@ def test_weights_are_a_whole_and_every_one_of_them_counts():
 def test_one_freak_figure_buys_one_rank_only():
     tracks, market = make_tracks()
     table = rate(tracks, market, periods_per_year=YEAR).table
-    freak = table.assign(profit_factor=table["profit_factor"].where(table.index != table.index[-1], 1e9))
-    assert composite_score(freak).loc[table.index[-1]] < 0.5
+    last = table.index[-1]
+    for column, weight in WEIGHTS.items():
+        freak = table.assign(**{column: table[column].where(table.index != last, np.copysign(1e9, weight))})
+        assert composite_score(freak)[last] - table.loc[last, "score"] <= abs(weight)
+        by_value = (freak[[*WEIGHTS]].fillna(0.0) * pd.Series(WEIGHTS)).sum(axis=1)
+        assert by_value.idxmax() == last  # the broken variant: values instead of ranks
+    freak = table.assign(profit_factor=table["profit_factor"].where(table.index != last, np.inf))
+    assert composite_score(freak)[last] < 0.5
+
+
+def test_an_unknown_merit_ranks_last_and_an_unknown_cost_in_the_middle():
+    base = pd.DataFrame(1.0, index=list("abc"), columns=[*WEIGHTS]).assign(num_days=1e9)
+    merit = composite_score(base.assign(ic_t=[np.nan, 1.0, 2.0]))
+    assert merit.index[merit.argsort()].tolist() == ["a", "b", "c"]
+    cost = composite_score(base.assign(num_parameters=[np.nan, 1e6, 10.0]))
+    assert cost.index[cost.argsort()].tolist() == ["b", "a", "c"]
+    np.testing.assert_allclose(cost["a"], 0.5)
+
+
+def test_a_few_lucky_days_do_not_pass_for_a_year_of_them():
+    """Forecasts on 40 good days of 400: flat on the others, its Sharpe ratio is lower by the root of 10."""
+    tracks, market = make_tracks()
+    rng = np.random.default_rng(9)
+    days = np.sort(rng.choice(400, 40, replace=False))
+    lucky = rng.normal(0.002, 0.008, 40)
+    flat, missing = tracks.net_VT.copy(), tracks.net_VT.copy()
+    flat[0], missing[0] = 0.0, np.nan
+    flat[0, days] = missing[0, days] = lucky
+    as_built = rate(replace(tracks, net_VT=flat), market, periods_per_year=YEAR).table.loc["v0"]
+    as_dropped = rate(replace(tracks, net_VT=missing), market, periods_per_year=YEAR).table.loc["v0"]
+    assert as_built["sharpe_net"] == pytest.approx(as_dropped["sharpe_net"] / np.sqrt(10), rel=0.05)
+    assert as_built["ann_return_net"] < 0.2 * as_dropped["ann_return_net"]
+    assert as_built["num_days"] == 400
 
 
 def test_a_short_track_is_shrunk_to_the_middle_and_its_gaps_are_not_counted():
@@ -107,6 +172,20 @@ def test_a_short_track_is_shrunk_to_the_middle_and_its_gaps_are_not_counted():
     assert np.isfinite(row["sharpe_30"])
     unshrunk = composite_score(ratings.table.assign(num_days=1e12)).loc["v7"]
     assert row["score"] - 0.5 == pytest.approx((unshrunk - 0.5) * 42 / (42 + 126))
+
+
+def test_a_track_shorter_than_ninety_bars_is_recent_throughout():
+    tracks, market = make_tracks()
+    net = tracks.net_VT.copy()
+    net[7, :-60] = np.nan
+    table = rate(replace(tracks, net_VT=net), market, periods_per_year=YEAR).table
+    assert np.isnan(table.loc["v7", "sharpe_90"])
+    filled = table.assign(sharpe_90=table["sharpe_90"].fillna(table["sharpe_net"]))
+    assert composite_score(filled)["v7"] == table.loc["v7", "score"]
+    assert (
+        composite_score(table.assign(sharpe_90=filled["sharpe_90"].fillna(-9).where(table.index != "v7", -9)))["v7"]
+        < table.loc["v7", "score"]
+    )
 
 
 def test_a_variant_that_never_traded_ranks_without_a_crash():
@@ -133,7 +212,7 @@ def test_correlation_equals_pandas_over_shared_bars():
 
 def test_nothing_trained_is_an_empty_table():
     tracks, market = make_tracks()
-    none = {name: np.empty((0, 400)) for name in ("net_VT", "gross_VT", "turnover_VT", "ic_VT")}
+    none = {name: getattr(tracks, name)[:0] for name in SERIES}
     ratings = rate(replace(tracks, variants=(), **none), market, periods_per_year=YEAR)
     assert ratings.table.empty
     assert {"score", "rank", "sharpe_residual"} <= set(ratings.table.columns)
