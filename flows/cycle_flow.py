@@ -35,6 +35,7 @@ from flows.settings import Settings, read_settings
 from flows.steps import data, describe, fit, judge, leaks, record, watch
 from flows.steps.run import Run, RunError, alone, name_run
 from training.engine import Pool
+from training.rating.promotion import current
 from training.tracking import Tracker
 from training.tuning import Tuned
 from training.variants import Variant
@@ -148,7 +149,8 @@ def _cycle(
             tuned = _tune_all(run, market, panels, chosen, databases, pool, bars)
             trained = _train_all(run, market, panels, chosen, tuned, pool, bars)
         with phase(bars, "Ratings and gates"):
-            judgement = judge_all(run, market.info, panels, trained, checked)
+            active = [held.variant for held in current(tracker.client, run.market)]
+            judgement = judge_all(run, market.info, panels, trained, checked, active=active)
         with phase(bars, "MLflow runs and versions"):
             registered = register(run, tracker, trained, panels, judgement, market.info.sessions_per_year)
         with phase(bars, "Stages"):

@@ -55,8 +55,8 @@ class Panels:
     """The panels of a cycle, all on one grid of sample times.
 
     ``folders`` and ``fingerprints`` go by pipeline, ``not_applicable`` says why others have none; ``benchmark_T`` is
-    the benchmark's return from each execution to the next, ``traded_value_TN`` what an asset trades a bar. ``folds`` are tested on, ``live`` is the final fit,
-    ``tuning`` lie wholly before the first test window.
+    the benchmark's return from each execution to the next, ``traded_value_TN`` what of an asset trades in a bar.
+    ``folds`` are tested on, ``live`` is the final fit, ``tuning`` lie wholly before the first test window.
     """
 
     folders: Mapping[str, Path]
