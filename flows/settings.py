@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     ``home`` holds all that Perennial writes (as root, its Postgres data lies outside, see ``flows.postgres``).
     ``database_url`` names a Postgres server of yours; without it an embedded one is used. ``engine`` is where fits run:
     ``local``, ``ray``, or a Ray cluster's address; ``home`` must then lie on a file system that all its nodes see.
+    ``device`` is where networks are trained: ``auto`` takes a GPU where there is one.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
@@ -39,6 +40,7 @@ class Settings(BaseSettings):
     api_port: int = Field(default=8080, ge=1, le=65535)
     workers: int = Field(default_factory=_num_cores, ge=1)
     engine: str = "local"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @field_validator("home")
     @classmethod

@@ -72,7 +72,7 @@ def fold_task(
         kind=kind,
         interval=run.config.interval,
         seed=run.config.seed,
-        budget=Budget(),
+        budget=Budget(device=run.device),
         costs=costs,
         code=run.code,
         git_sha=run.git_sha,

@@ -17,6 +17,7 @@ from flows.cycle import CycleConfig
 from flows.postgres import Databases
 from flows.settings import Settings
 from training.artifacts import code_fingerprint, code_version
+from training.models.spec import Device
 
 DECIDING: Final = ("feature_repo", "training")
 """The packages whose source decides what a fit gives."""
@@ -30,7 +31,8 @@ class RunError(RuntimeError):
 class Run:
     """One cycle: its question, its names, its clock and its places.
 
-    ``code`` is the fingerprint of the source that decides results, ``git_sha`` its commit. The folders: ``features``
+    ``code`` is the fingerprint of the source that decides results, ``git_sha`` its commit, ``device`` what networks are
+    trained on. The folders: ``features``
     of the market's feature tables, ``panels``, ``fits`` of finished fits, ``signals`` of the market's signal store,
     ``reports`` of this cycle.
     """
@@ -46,6 +48,7 @@ class Run:
     fits: Path
     signals: Path
     reports: Path
+    device: Device = "auto"
 
 
 def name_run(settings: Settings, config: CycleConfig, market: Market, now: datetime) -> Run:
@@ -66,6 +69,7 @@ def name_run(settings: Settings, config: CycleConfig, market: Market, now: datet
         fits=settings.cycles / "fits",
         signals=settings.signals / name,
         reports=settings.reports / name / cycle_id,
+        device=settings.device,
     )
 
 

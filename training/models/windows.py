@@ -114,6 +114,15 @@ def require_labels(y_S: NDArray[np.float64]) -> None:
         )
 
 
+def require_new_labels(y_S: NDArray[np.float64]) -> None:
+    """Refuse to update from no labelled sample at all."""
+    if not len(y_S):
+        raise ModelError(
+            "nothing to update from: no target of the window has a label, a full lookback and a known feature; "
+            "wait until the labels of new decisions are complete"
+        )
+
+
 def _samples(window: Window, *, labelled: bool) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     y_TN = label_TN(window)
     wanted_TN = forecastable_TN(window)

@@ -1,4 +1,8 @@
+import platform
 import random
+import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +12,8 @@ from training.models.deadline import Deadline
 from training.models.spec import Budget, ModelError
 from training.models.torch_runtime import (
     CHUNK,
+    choose_device,
+    kept_memory,
     one_thread,
     private_randomness,
     restore_tensors,
@@ -67,6 +73,67 @@ def test_one_thread_is_meanwhile_only():
     with one_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+# Device and memory.
+
+
+def test_the_device_is_the_gpu_where_there_is_one_and_the_cpu_when_forced():
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to force here")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(ModelError, match=r"'cuda' was forced, but torch .* sees no GPU here; take 'auto' or 'cpu'"):
+        choose_device("cuda")
+
+
+COUNT_PAGES = """
+import resource
+
+from training.models.torch_runtime import kept_memory
+
+
+size = 48 << 20
+
+
+def pages_faulted():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(12):
+        b"x" * size
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1])
+
+
+counts = [pages_faulted()]
+with kept_memory():
+    counts += [pages_faulted(), resident()]
+print(*counts, resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's memory is kept")
+def test_freed_memory_is_kept_meanwhile_only():
+    """Blocks one after another, in a process of its own: without, each gets fresh pages; inside, the first ones."""
+    asked = subprocess.run([sys.executable, "-c", COUNT_PAGES], capture_output=True, text=True, check=True)
+    outside, inside, resident_inside, resident_after = map(int, asked.stdout.split())
+    block = (48 << 20) // resource.getpagesize()
+    assert outside >= 12 * block
+    assert inside < 4 * block
+    assert resident_inside - resident_after > 0.9 * block, "what was kept is given back"
+
+
+def test_memory_is_as_usual_after_an_error_and_without_glibc(monkeypatch):
+    with pytest.raises(ModelError), kept_memory():
+        raise ModelError("a fit that failed")
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    with kept_memory():
+        assert torch.ones(3).sum() == 3
 
 
 @pytest.mark.parametrize("num", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.dataset import Window
-from training.models.classical.tabular import require_new_labels
 from training.models.classical.trees import TREES_OF_AN_UPDATE
 from training.models.deadline import Deadline
 from training.models.spec import Architecture, Budget, ModelError, Params, State
-from training.models.windows import require_labels, scatter_TN, summary_samples
+from training.models.windows import require_labels, require_new_labels, scatter_TN, summary_samples
 
 # Tensor suffixes: T targets, N entities, S samples, K summary features.
 

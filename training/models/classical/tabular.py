@@ -16,7 +16,14 @@ from training.dataset import Window
 from training.models.deadline import Deadline
 from training.models.spec import Budget, ModelError, Params, State
 from training.models.state import load_state, save_state
-from training.models.windows import Scaler, SummarySamples, require_labels, scatter_TN, summary_samples
+from training.models.windows import (
+    Scaler,
+    SummarySamples,
+    require_labels,
+    require_new_labels,
+    scatter_TN,
+    summary_samples,
+)
 
 # Tensor suffixes: T targets, N entities, S samples, K summary features.
 
@@ -138,15 +145,6 @@ class TabularRegressor:
         model = self(params, lookback=0)
         model.restore(state)
         return model
-
-
-def require_new_labels(y_S: NDArray[np.float64]) -> None:
-    """Refuse to update from no labelled sample at all."""
-    if not len(y_S):
-        raise ModelError(
-            "nothing to update from: no target of the window has a label, a full lookback and a known feature; "
-            "wait until the labels of new decisions are complete"
-        )
 
 
 def subsample(table: Table, max_rows: int, *, seed: int) -> Table:

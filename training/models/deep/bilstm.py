@@ -38,7 +38,7 @@ def build(num_features: int, lookback: int, params: Params) -> torch.nn.Module: 
 ARCHITECTURE = Architecture(
     name="bilstm",
     family="deep",
-    cost_s=8.7,
+    cost_s=3.6,
     source=(
         "Graves and Schmidhuber (2005), Framewise Phoneme Classification with Bidirectional LSTM and Other Neural "
         "Network Architectures, Neural Networks 18(5-6)"
@@ -48,6 +48,7 @@ ARCHITECTURE = Architecture(
     space={
         "learning_rate": (1e-3, 5e-4, 1e-4),
         "dropout": (0.1, 0.2, 0.3),
-        "weight_decay": (1e-4, 1e-2, 0.0),
+        "weight_decay": (0.0, 1.0, 10.0),
+        "l1": (0.0, 1e-4),
     },
 )

@@ -26,15 +26,15 @@ def build(num_features: int, lookback: int, params: Params) -> torch.nn.Module: 
     class DecomposedLinear(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.trend_FL = torch.nn.Parameter(torch.zeros(num_features, lookback))
-            self.remainder_FL = torch.nn.Parameter(torch.zeros(num_features, lookback))
+            self.trend_weight_FL = torch.nn.Parameter(torch.zeros(num_features, lookback))
+            self.remainder_weight_FL = torch.nn.Parameter(torch.zeros(num_features, lookback))
             self.head = torch.nn.Linear(num_features, 1)
             torch.nn.init.ones_(self.head.weight)
             torch.nn.init.zeros_(self.head.bias)
 
         def forward(self, x_BLF: torch.Tensor) -> torch.Tensor:
             trend_BFL, remainder_BFL = decompose(x_BLF.transpose(1, 2))
-            return self.head((trend_BFL * self.trend_FL + remainder_BFL * self.remainder_FL).sum(dim=2))
+            return self.head((trend_BFL * self.trend_weight_FL + remainder_BFL * self.remainder_weight_FL).sum(dim=2))
 
     return DecomposedLinear()
 
@@ -57,11 +57,12 @@ def decompose(x_BFL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 ARCHITECTURE = Architecture(
     name="dlinear",
     family="deep",
-    cost_s=2.2,
+    cost_s=0.6,
     source="Zeng, Chen, Zhang and Xu (2023), Are Transformers Effective for Time Series Forecasting?, AAAI",
     model=SequenceRegressor(build),
     space={
         "learning_rate": (1e-3, 5e-4, 1e-4),
-        "weight_decay": (1e-4, 1e-2, 0.0),
+        "weight_decay": (0.0, 1.0, 10.0),
+        "l1": (0.0, 1e-4),
     },
 )

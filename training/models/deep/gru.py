@@ -34,7 +34,7 @@ def build(num_features: int, lookback: int, params: Params) -> torch.nn.Module: 
 ARCHITECTURE = Architecture(
     name="gru",
     family="deep",
-    cost_s=3.5,
+    cost_s=2.8,
     source=(
         "Cho et al. (2014), Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine "
         "Translation, EMNLP"
@@ -44,6 +44,7 @@ ARCHITECTURE = Architecture(
     space={
         "learning_rate": (1e-3, 5e-4, 1e-4),
         "dropout": (0.1, 0.2, 0.3),
-        "weight_decay": (1e-4, 1e-2, 0.0),
+        "weight_decay": (0.0, 1.0, 10.0),
+        "l1": (0.0, 1e-4),
     },
 )

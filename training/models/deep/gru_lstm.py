@@ -36,7 +36,7 @@ def build(num_features: int, lookback: int, params: Params) -> torch.nn.Module: 
 ARCHITECTURE = Architecture(
     name="gru_lstm",
     family="deep",
-    cost_s=8.4,
+    cost_s=5.1,
     source=(
         "Islam and Hossain (2021), Foreign exchange currency rate prediction using a GRU-LSTM hybrid network, "
         "Soft Computing Letters 3"
@@ -46,6 +46,7 @@ ARCHITECTURE = Architecture(
     space={
         "learning_rate": (1e-3, 5e-4, 1e-4),
         "dropout": (0.1, 0.2, 0.3),
-        "weight_decay": (1e-4, 1e-2, 0.0),
+        "weight_decay": (0.0, 1.0, 10.0),
+        "l1": (0.0, 1e-4),
     },
 )

@@ -33,13 +33,14 @@ def build(num_features: int, lookback: int, params: Params) -> torch.nn.Module: 
 ARCHITECTURE = Architecture(
     name="lstm",
     family="deep",
-    cost_s=4.0,
+    cost_s=1.9,
     source="Hochreiter and Schmidhuber (1997), Long Short-Term Memory, Neural Computation 9(8)",
     model=SequenceRegressor(build),
     grid={"hidden_size": ("h", (64, 128, 256))},
     space={
-        "learning_rate": (3e-3, 1e-3, 1e-2),
-        "dropout": (0.1, 0.0, 0.3),
-        "weight_decay": (1e-4, 1e-2),
+        "learning_rate": (1e-3, 5e-4, 1e-4),
+        "dropout": (0.1, 0.2, 0.3),
+        "weight_decay": (0.0, 1.0, 10.0),
+        "l1": (0.0, 1e-4),
     },
 )

@@ -59,13 +59,14 @@ def build(num_features: int, lookback: int, params: Params) -> torch.nn.Module:
 ARCHITECTURE = Architecture(
     name="nbeats",
     family="deep",
-    cost_s=0.8,
+    cost_s=1.2,
     source="Oreshkin, Carpov, Chapados and Bengio (2020), N-BEATS: Neural Basis Expansion Analysis, ICLR",
     model=SequenceRegressor(build),
     grid={"hidden_size": ("h", (64, 128, 256))},
     space={
         "learning_rate": (1e-3, 5e-4, 1e-4),
         "dropout": (0.1, 0.2, 0.3),
-        "weight_decay": (1e-4, 1e-2, 0.0),
+        "weight_decay": (0.0, 1.0, 10.0),
+        "l1": (0.0, 1e-4),
     },
 )

@@ -69,13 +69,14 @@ def patch_rows(lookback: int) -> int:
 ARCHITECTURE = Architecture(
     name="patchtst",
     family="deep",
-    cost_s=7.1,
+    cost_s=5.3,
     source="Nie, Nguyen, Sinthong and Kalagnanam (2023), A Time Series is Worth 64 Words, ICLR",
     model=SequenceRegressor(build),
     grid={"hidden_size": ("h", (64, 128, 256))},
     space={
         "learning_rate": (1e-3, 5e-4, 1e-4),
         "dropout": (0.1, 0.2, 0.3),
-        "weight_decay": (1e-4, 1e-2, 0.0),
+        "weight_decay": (0.0, 1.0, 10.0),
+        "l1": (0.0, 1e-4),
     },
 )

@@ -84,7 +84,7 @@ def build(num_features: int, lookback: int, params: Params) -> torch.nn.Module:
 ARCHITECTURE = Architecture(
     name="tcn",
     family="deep",
-    cost_s=4.4,
+    cost_s=3.4,
     source=(
         "Bai, Kolter and Koltun (2018), An Empirical Evaluation of Generic Convolutional and Recurrent Networks for "
         "Sequence Modeling, arXiv:1803.01271"
@@ -94,6 +94,7 @@ ARCHITECTURE = Architecture(
     space={
         "learning_rate": (1e-3, 5e-4, 1e-4),
         "dropout": (0.1, 0.2, 0.3),
-        "weight_decay": (1e-4, 1e-2, 0.0),
+        "weight_decay": (0.0, 1.0, 10.0),
+        "l1": (0.0, 1e-4),
     },
 )

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 # feature's network, H hidden units, N heads, D width of a head, Q quantiles.
 
 QUANTILES: Final = (0.1, 0.5, 0.9)
-EMBEDDING: Final = 8
+EMBEDDING: Final = 4
+WEIGHING: Final = 32  # hidden units of the network that weighs the features
 NUM_HEADS: Final = 4
+NORM_EPSILON: Final = 1e-5
 
 
 def pinball_loss(outputs_BQ: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
@@ -36,7 +38,9 @@ def build(num_features: int, lookback: int, params: Params) -> torch.nn.Module: 
     """The quantiles (B, Q) of the label, by the paper's path from observed inputs to the newest row.
 
     There are neither static covariates nor known future inputs here, so their encoders, the static enrichment and the
-    decoder's later rows fall away; the newest row alone asks the attention.
+    decoder's later rows fall away; the newest row alone asks the attention. What is selected is narrow (E): the memory
+    reads it as it is, since a widening before its own input weights would be multiplied into them, and the skip past
+    the memory widens it.
     """
     import torch
 
@@ -45,8 +49,9 @@ def build(num_features: int, lookback: int, params: Params) -> torch.nn.Module: 
     class TemporalFusion(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.selection = variable_selection(num_features, hidden_size, dropout)
-            self.memory = torch.nn.LSTM(hidden_size, hidden_size, batch_first=True)
+            self.selection = variable_selection(num_features, dropout)
+            self.expand = torch.nn.Linear(EMBEDDING, hidden_size)
+            self.memory = torch.nn.LSTM(EMBEDDING, hidden_size, batch_first=True)
             self.memory_gate = gated_skip(hidden_size, hidden_size, dropout)
             self.attention = interpretable_attention(hidden_size)
             self.attention_gate = gated_skip(hidden_size, hidden_size, dropout)
@@ -56,8 +61,8 @@ def build(num_features: int, lookback: int, params: Params) -> torch.nn.Module: 
             torch.nn.init.zeros_(self.quantiles.weight)  # no guess to unlearn: the first steps follow the labels alone
 
         def forward(self, x_BLF: torch.Tensor) -> torch.Tensor:
-            selected_BLH, _ = self.selection(x_BLF)
-            temporal_BLH = self.memory_gate(self.memory(selected_BLH)[0], selected_BLH)
+            selected_BLE, _ = self.selection(x_BLF)
+            temporal_BLH = self.memory_gate(self.memory(selected_BLE)[0], self.expand(selected_BLE))
             newest_BH, (attended_BH, _) = temporal_BLH[:, -1], self.attention(temporal_BLH)
             fused_BH = self.feed_forward(self.attention_gate(attended_BH, newest_BH))
             return self.quantiles(self.output_gate(fused_BH, newest_BH))
@@ -108,8 +113,8 @@ def gated_residual(
     return GatedResidual()
 
 
-def variable_selection(num_features: int, hidden_size: int, dropout: float) -> torch.nn.Module:
-    """Of (B, L, F): the selected inputs (B, L, H) and the weights (B, L, F) of the features, which sum to 1 in a row.
+def variable_selection(num_features: int, dropout: float) -> torch.nn.Module:
+    """Of (B, L, F): the selected inputs (B, L, E) and the weights (B, L, F) of the features, which sum to 1 in a row.
 
     Equations 6 to 8: features pass networks of their own and are summed by weights that depend on all of them. The
     features' first, linear embeddings are left to the networks' first layers, which they would be multiplied into.
@@ -120,22 +125,22 @@ def variable_selection(num_features: int, hidden_size: int, dropout: float) -> t
         def __init__(self) -> None:
             super().__init__()
             self.transform = feature_residuals(num_features)
-            self.weigh = gated_residual(num_features, hidden_size, dropout=dropout, num_outputs=num_features)
-            self.expand = torch.nn.Linear(EMBEDDING, hidden_size)
+            self.weigh = gated_residual(num_features, WEIGHING, dropout=dropout, num_outputs=num_features)
 
         def forward(self, x_BLF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             weights_BLF = self.weigh(x_BLF).softmax(dim=2)
-            weights_FR1 = weights_BLF.flatten(0, 1).T[:, :, None]
-            selected_RE = (weights_FR1 * self.transform(x_BLF.flatten(0, 1).T[:, :, None])).sum(dim=0)
-            return self.expand(selected_RE).unflatten(0, x_BLF.shape[:2]), weights_BLF
+            weights_F1R, x_F1R = (each.flatten(0, 1).T.contiguous()[:, None] for each in (weights_BLF, x_BLF))
+            selected_ER = (weights_F1R * self.transform(x_F1R)).sum(dim=0)
+            return selected_ER.T.unflatten(0, x_BLF.shape[:2]), weights_BLF
 
     return VariableSelection()
 
 
 def feature_residuals(num_features: int) -> torch.nn.Module:
-    """A gated residual network for each feature, from (F, R, 1) to (F, R, E), all computed at once.
+    """A gated residual network for each feature, from (F, 1, R) to (F, E, R), all computed at once.
 
-    Too narrow to drop units from.
+    Rows come last because they are many: the sums and activations then run along memory. Too narrow to drop units
+    from.
     """
     import torch
 
@@ -143,11 +148,11 @@ def feature_residuals(num_features: int) -> torch.nn.Module:
         def __init__(self, num_inputs: int, num_outputs: int) -> None:
             super().__init__()
             bound = num_inputs**-0.5
-            self.weight = torch.nn.Parameter(torch.empty(num_features, num_inputs, num_outputs).uniform_(-bound, bound))
-            self.bias = torch.nn.Parameter(torch.empty(num_features, 1, num_outputs).uniform_(-bound, bound))
+            self.weight = torch.nn.Parameter(torch.empty(num_features, num_outputs, num_inputs).uniform_(-bound, bound))
+            self.bias = torch.nn.Parameter(torch.empty(num_features, num_outputs, 1).uniform_(-bound, bound))
 
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            return torch.baddbmm(self.bias, inputs, self.weight)
+            return torch.baddbmm(self.bias, self.weight, inputs)
 
     class FeatureResiduals(torch.nn.Module):
         def __init__(self) -> None:
@@ -156,16 +161,21 @@ def feature_residuals(num_features: int) -> torch.nn.Module:
             self.inner = FeatureLinear(1, EMBEDDING)
             self.outer = FeatureLinear(EMBEDDING, EMBEDDING)
             self.gate = FeatureLinear(EMBEDDING, 2 * EMBEDDING)
-            self.scale = torch.nn.Parameter(torch.ones(num_features, 1, EMBEDDING))
-            self.shift = torch.nn.Parameter(torch.zeros(num_features, 1, EMBEDDING))
+            self.scale = torch.nn.Parameter(torch.ones(num_features, EMBEDDING, 1))
+            self.shift = torch.nn.Parameter(torch.zeros(num_features, EMBEDDING, 1))
 
-        def forward(self, x_FR1: torch.Tensor) -> torch.Tensor:
-            outer_FRE = self.outer(torch.nn.functional.elu(self.inner(x_FR1)))
-            gated_FRE = torch.nn.functional.glu(self.gate(outer_FRE))
-            normed_FRE = torch.nn.functional.layer_norm(self.skip(x_FR1) + gated_FRE, (EMBEDDING,))
-            return torch.addcmul(self.shift, self.scale, normed_FRE)
+        def forward(self, x_F1R: torch.Tensor) -> torch.Tensor:
+            outer_FER = self.outer(torch.nn.functional.elu(self.inner(x_F1R)))
+            gated_FER = torch.nn.functional.glu(self.gate(outer_FER), dim=1)
+            return torch.addcmul(self.shift, self.scale, normalise(self.skip(x_F1R) + gated_FER))
 
     return FeatureResiduals()
+
+
+def normalise(x_FER: torch.Tensor) -> torch.Tensor:
+    """``torch.nn.LayerNorm`` without its weights, over E in the middle."""
+    centred_FER = x_FER - x_FER.mean(dim=1, keepdim=True)
+    return centred_FER * (centred_FER.square().mean(dim=1, keepdim=True) + NORM_EPSILON).rsqrt()
 
 
 def interpretable_attention(hidden_size: int) -> torch.nn.Module:
@@ -202,7 +212,7 @@ def interpretable_attention(hidden_size: int) -> torch.nn.Module:
 ARCHITECTURE = Architecture(
     name="tft",
     family="deep",
-    cost_s=14.7,
+    cost_s=6.6,
     source=(
         "Lim, Arik, Loeff and Pfister (2021), Temporal Fusion Transformers for Interpretable Multi-horizon Time Series "
         "Forecasting, International Journal of Forecasting 37(4)"
@@ -214,6 +224,7 @@ ARCHITECTURE = Architecture(
     space={
         "learning_rate": (1e-3, 5e-4, 1e-4),
         "dropout": (0.1, 0.2, 0.3),
-        "weight_decay": (1e-4, 1e-2, 0.0),
+        "weight_decay": (0.0, 1.0, 10.0),
+        "l1": (0.0, 1e-4),
     },
 )

@@ -74,13 +74,14 @@ def mixing_layer(num_features: int, lookback: int, hidden_size: int, dropout: fl
 ARCHITECTURE = Architecture(
     name="tsmixer",
     family="deep",
-    cost_s=4.0,
+    cost_s=3.0,
     source="Chen, Li, Yoder, Arik and Pfister (2023), TSMixer: An All-MLP Architecture for Time Series Forecasting",
     model=SequenceRegressor(build),
     grid={"hidden_size": ("h", (64, 128, 256))},
     space={
         "learning_rate": (1e-3, 5e-4, 1e-4),
         "dropout": (0.1, 0.2, 0.3),
-        "weight_decay": (1e-4, 1e-2, 0.0),
+        "weight_decay": (0.0, 1.0, 10.0),
+        "l1": (0.0, 1e-4),
     },
 )

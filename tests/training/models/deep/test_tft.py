@@ -80,13 +80,13 @@ def numpy_selection(weights, x_LF):
 
         def of(name, inputs, feature=feature):
             stacked = weights[f"transform.{name}.weight"][feature], weights[f"transform.{name}.bias"][feature]
-            return inputs @ stacked[0] + stacked[1]
+            return inputs @ stacked[0].T + stacked[1].T
 
         x_L1 = x_L[:, None]
         gated = of("skip", x_L1) + glu(of("gate", of("outer", elu(of("inner", x_L1)))))
-        scale, shift = (weights[f"transform.{name}"][feature] for name in ("scale", "shift"))
+        scale, shift = (weights[f"transform.{name}"][feature].T for name in ("scale", "shift"))
         selected = selected + weights_LF[:, [feature]] * norm(gated, scale, shift)
-    return linear(weights, "expand", selected), weights_LF
+    return selected, weights_LF
 
 
 def numpy_attention(weights, rows_LH):
@@ -121,7 +121,7 @@ def test_a_shut_gate_leaves_the_skip():
 
 
 def test_variable_selection_is_the_paper_s_and_its_weights_sum_to_1():
-    selection = randomised(variable_selection(3, 6, 0.1))
+    selection = randomised(variable_selection(3, 0.1))
     x_BLF = torch.randn(4, LOOKBACK, 3, dtype=torch.float64)
     selected, weights = (part.detach().numpy() for part in selection(x_BLF))
     np.testing.assert_allclose(weights.sum(axis=2), 1)
@@ -133,11 +133,11 @@ def test_variable_selection_is_the_paper_s_and_its_weights_sum_to_1():
 
 def test_features_have_networks_of_their_own():
     network = randomised(feature_residuals(3))
-    x_FR1 = torch.randn(1, 5, 1, dtype=torch.float64).expand(3, 5, 1).clone()
-    same = network(x_FR1)
+    x_F1R = torch.randn(1, 1, 5, dtype=torch.float64).expand(3, 1, 5).clone()
+    same = network(x_F1R)
     assert not torch.allclose(same[0], same[1])
-    x_FR1[1] += 1
-    changed = (network(x_FR1) != same).any(dim=2).all(dim=1)
+    x_F1R[1] += 1
+    changed = (network(x_F1R) != same).any(dim=1).all(dim=1)
     assert changed.tolist() == [False, True, False]
 
 
@@ -156,9 +156,9 @@ def test_the_quantiles_are_the_paper_s_path():
     network = randomised(build(3, LOOKBACK, PARAMS))
     x_BLF, weights = torch.randn(4, LOOKBACK, 3, dtype=torch.float64), tensors(network)
     for x_LF, outputs in zip(x_BLF.numpy(), network(x_BLF).detach().numpy(), strict=True):
-        selected_LH, _ = numpy_selection(part_of(weights, "selection"), x_LF)
-        states_LH = lstm_states(part_of(weights, "memory"), selected_LH)
-        temporal_LH = numpy_gated_skip(weights, "memory_gate", states_LH, selected_LH)
+        selected_LE, _ = numpy_selection(part_of(weights, "selection"), x_LF)
+        states_LH = lstm_states(part_of(weights, "memory"), selected_LE)
+        temporal_LH = numpy_gated_skip(weights, "memory_gate", states_LH, linear(weights, "expand", selected_LE))
         attended_H, _ = numpy_attention(part_of(weights, "attention"), temporal_LH)
         attended_H = numpy_gated_skip(weights, "attention_gate", attended_H, temporal_LH[-1])
         fused_H = numpy_gated_residual(weights, "feed_forward", attended_H)
