@@ -74,6 +74,8 @@ app.add_typer(factory, name="factory")
 features = typer.Typer(no_args_is_help=True, help="The features: tear sheets before training, health after.")
 app.add_typer(features, name="features")
 app.add_typer(ingest.app, name="ingest")
+signals = typer.Typer(no_args_is_help=True, help="Forecasts of your own, from a file.")
+app.add_typer(signals, name="signals")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Market = Annotated[str, typer.Option(help="A built-in market, or a folder of your own data.")]
@@ -324,6 +326,30 @@ def check_features(
     raise typer.Exit(1 if findings else 0)
 
 
+@signals.command("import")
+def import_forecasts(
+    file: Annotated[Path, typer.Argument(help="CSV or Parquet: entity_key, event_time, made_at, score[, confidence].")],
+    variant: Annotated[str, typer.Option(help="The name to rate them under.")],
+    market: Market = _DEFAULTS.market,
+    interval: Interval = _DEFAULTS.interval,
+    horizon: Horizon = _DEFAULTS.horizon,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Enter a desk's own forecasts as a rated variant; what was imported before can't be changed."""
+    settings = _prepared()
+    from flows.signals import import_file
+
+    config = CycleConfig(market=market, interval=interval, horizon=horizon)
+    done = import_file(settings, config, file, variant=variant, now=datetime.now(UTC))
+    if as_json:
+        _echo(dataclasses.asdict(done))
+        return
+    make_console().print(
+        f"{done.variant}, version {done.version}: {done.num_new:,} new forecasts, {done.num_known:,} known already; "
+        f"{done.num_witnessed:,} of the new ones came before their outcome was known."
+    )
+
+
 @app.command()
 def leakcheck(
     market: Market = _DEFAULTS.market,
@@ -344,6 +370,30 @@ def leakcheck(
     else:
         render(make_console(), report)
     if not report.clean:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(metavar="MODEL[@STAGE]", help="Such as lstm-l30-technical-h64@production.")],
+    market: Annotated[str, typer.Option(help="Where its market's data lies now.", show_default="where it lay")] = "",
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Make a registered model again from what is recorded; the exit status is 1 where an item is not ok."""
+    check_machine()
+    settings = _settings()
+    from flows.postgres import Hold
+    from flows.verify import render, verify_model
+    from training.tracking import connect
+
+    with Hold(settings) as hold:
+        client = connect(hold.databases.url("mlflow"))
+        made = verify_model(settings, client, model, market=market, now=datetime.now(UTC))
+    if as_json:
+        _echo(json.loads(made.to_json()))
+    else:
+        render(make_console(), made)
+    if not made.ok:
         raise typer.Exit(1)
 
 

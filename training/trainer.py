@@ -23,6 +23,7 @@ from training.models.fitted import FittedModel, Forecast, fit_model
 from training.models.registry import architecture
 from training.models.spec import EPOCHS, Budget, Value
 from training.panels import load_panel
+from training.recipe import write_recipe
 from training.signals import SignalStore
 from training.simulate import tune_threshold
 from training.splits.walk_forward import Fold
@@ -52,7 +53,8 @@ class FoldTask:
     A live fit saves its model, a tested one only where ``keeps_model`` asks for it. ``made_at`` dates live signals;
     those of a test window are dated by their own sample times. ``code`` is the fingerprint of the source that decides
     results, ``git_sha`` the commit it is told by. ``stacked`` says that it is fitted in a stack
-    (``training.stacking``), where sums run in another order.
+    (``training.stacking``), where sums run in another order. ``market`` is where its market's data came from, of which
+    what was known at ``as_of`` (ISO 8601; empty: ``made_at``) went into the panel: its fingerprint is in the key.
     """
 
     variant: Variant
@@ -72,6 +74,8 @@ class FoldTask:
     made_at: str = ""
     keeps_model: bool = False
     stacked: bool = False
+    market: str = ""
+    as_of: str = ""
 
     @property
     def key(self) -> str:
@@ -203,7 +207,7 @@ def _fit(task: FoldTask, partial: Path, fit: Fit) -> FoldResult:
     SignalStore(root=task.signals).write(signals)
     span, state = _training_span(panel, fold), model.model.state()
     if task.kind == "live" or task.keeps_model:
-        _save_model(task, panel, model, span, partial / "model")
+        _save_model(task, panel, model, span, threshold, partial / "model")
     return FoldResult(
         variant=task.variant.id,
         fold=fold.index,
@@ -227,9 +231,10 @@ def _training_span(panel: Panel, fold: Fold) -> tuple[datetime, datetime]:
 
 
 def _save_model(
-    task: FoldTask, panel: Panel, model: FittedModel, span: tuple[datetime, datetime], folder: Path
+    task: FoldTask, panel: Panel, model: FittedModel, span: tuple[datetime, datetime], threshold: float, folder: Path
 ) -> None:
     model.save(folder)
+    write_recipe(folder, task, panel, metrics=fit_metrics(task, model, threshold))
     write_manifest(
         folder,
         variant=task.variant.id,
@@ -255,6 +260,11 @@ def validation_scores(task: FoldTask, panel: Panel, model: FittedModel) -> tuple
 def _threshold(task: FoldTask, panel: Panel, model: FittedModel) -> float:
     scores, rows = validation_scores(task, panel, model)
     return tune_threshold(scores, panel.hold_TN[rows], costs=task.costs)
+
+
+def fit_metrics(task: FoldTask, model: FittedModel, threshold: float) -> dict[str, float]:
+    """What a fit measures on its validation window: the tuned threshold, and the mean rank IC."""
+    return {"threshold": threshold, "validation_ic": validation_ic(task, fit=lambda *_: (model, 0.0))}
 
 
 def _signals(task: FoldTask, panel: Panel, scored: slice, forecast: Forecast) -> pd.DataFrame:

@@ -80,7 +80,15 @@ def fold_task(
         signals=run.signals,
         made_at=run.now.isoformat(),
         keeps_model=keeps_model,
+        market=_place(run.config.market),
+        as_of=run.config.as_of.isoformat() if run.config.as_of else "",
     )
+
+
+def _place(market: str) -> str:
+    """A market's folder so that it is found from anywhere; a name as it is."""
+    folder = Path(market).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else market
 
 
 def num_trials(config: CycleConfig, variant: Variant) -> int:

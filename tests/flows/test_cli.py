@@ -46,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, CycleConfig]]
 
 def test_help_shows_every_command() -> None:
     shown = _run("--help").stdout
-    for command in ("run", "up", "down", "status", "leakcheck", "factory", "features", "ingest", "compare"):
+    for command in ("run", "up", "down", "status", "leakcheck", "factory", "features", "ingest", "compare", "verify", "signals"):
         assert f" {command} " in shown
 
 
