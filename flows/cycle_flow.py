@@ -32,10 +32,14 @@ from flows.console import make_console, phase, progress, variants_phase
 from flows.cycle import CycleConfig, CycleSummary, LabelKind, Policy, Splitter
 from flows.postgres import Databases, Hold
 from flows.settings import Settings, read_settings
+from flows.stages import open_log
 from flows.steps import data, describe, fit, judge, leaks, record, watch
 from flows.steps.run import Run, RunError, alone, name_run
 from training.engine import Pool
+from training.model_registry import ModelRegistry
+from training.outside_signals import comparable
 from training.rating.promotion import current
+from training.signals import SignalStore
 from training.tracking import Tracker
 from training.tuning import Tuned
 from training.variants import Variant
@@ -149,12 +153,21 @@ def _cycle(
             tuned = _tune_all(run, market, panels, chosen, databases, pool, bars)
             trained = _train_all(run, market, panels, chosen, tuned, pool, bars)
         with phase(bars, "Ratings and gates"):
-            active = [held.variant for held in current(tracker.client, run.market)]
-            judgement = judge_all(run, market.info, panels, trained, checked, active=active)
+            registry = ModelRegistry(tracker=tracker, signals=SignalStore(root=run.signals))
+            judgement = judge_all(
+                run,
+                market.info,
+                panels,
+                trained,
+                checked,
+                active={held.variant: held.stage for held in current(tracker.client, run.market)},
+                beside=comparable(registry, interval=config.interval, horizon=config.horizon),
+                num_tuning_trials=sum(each.num_trials for each in tuned.values()),
+            )
         with phase(bars, "MLflow runs and versions"):
             registered = register(run, tracker, trained, panels, judgement, market.info.sessions_per_year)
-        with phase(bars, "Stages"):
-            change_stages(run, tracker, judgement, registered.versions)
+        with phase(bars, "Stages"), open_log(settings, databases) as log:
+            change_stages(run, tracker, log, judgement, registered.versions)
         with phase(bars, "Drift and reports"):
             watched = watch_drift(
                 run, market.info, panels, judgement, trained, connection, settings.evidently_workspace

@@ -112,14 +112,14 @@ def _ranking(trained: Mapping[str, Trained], judgement: Judgement) -> list[Ranke
 
 
 def _gate(run: Run, judgement: Judgement, *, num_trials: int) -> dict[str, str]:
-    gate = judgement.gate
+    gate = judgement.judged.gate
     judged = int(gate.judged.sum())
     if not judged:
         skill = f"no variant has the {gate.min_days} bars it takes to be judged"
     else:
         scale = np.sqrt(1.0 / gate.num_days)
         skill = (
-            f"StepM at {gate.level:.0%} over all {gate.num_trials} variants ({judged} with a long enough track, "
+            f"StepM at {gate.level:.1%} over all {gate.num_trials} variants ({judged} with a long enough track, "
             f"{gate.num_days} bars) finds {int(gate.superior.sum())} skilled; p of the best {gate.p_value:.2f}, "
             f"a t-statistic of {gate.critical / scale:.1f} was needed"
         )

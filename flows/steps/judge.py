@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -13,10 +14,14 @@ from flows.steps.data import Panels
 from flows.steps.fit import Trained
 from flows.steps.leaks import LeakCheck
 from flows.steps.run import Run
+from flows.verify import certificates
 from training.metrics.performance import MIN_BETA_BARS
+from training.outside_signals import over
 from training.panels import load_panel
 from training.rating.engine import Ratings, rate
-from training.rating.gates import GateResult, Verdict, deflated_sharpe, leaks, skilled, track_record
+from training.rating.evidence import Evidence
+from training.rating.judging import Judged
+from training.rating.judging import judge as ask_every_gate
 from training.rating.selection import Selection, select
 from training.rating.tracks import Tracks, build_tracks
 from training.signals import SignalStore
@@ -36,15 +41,23 @@ class Rated:
 class Judgement(Rated):
     """What the cycle thinks of its variants."""
 
-    gate: GateResult
-    verdicts: Mapping[str, Sequence[Verdict]]
+    judged: Judged
     selection: Selection
 
 
 def rate_all(
-    run: Run, info: MarketInfo, panels: Panels, trained: Mapping[str, Trained], *, active: Collection[str] = ()
+    run: Run,
+    info: MarketInfo,
+    panels: Panels,
+    trained: Mapping[str, Trained],
+    *,
+    active: Collection[str] = (),
+    beside: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
 ) -> Rated:
-    """Rate every variant that trained; ``active`` are those that trade now, on paper or live."""
+    """Rate every variant that trained; ``active`` are those that trade now, on paper or live.
+
+    ``beside`` are variants whose forecasts come from outside: their model versions and the thresholds of these.
+    """
     results = {variant: each.results for variant, each in trained.items()}
     failed = {variant: reason for variant, folds in results.items() if (reason := _failure(folds))}
     thresholds = {
@@ -54,8 +67,14 @@ def rate_all(
     }
     panel = load_panel(next(iter(panels.folders.values())))
     tracks = build_tracks(
-        SignalStore(root=run.signals), thresholds, panel, costs=info.costs, traded_value_TN=panels.traded_value_TN
+        SignalStore(root=run.signals),
+        {**thresholds, **beside},
+        panel,
+        costs=info.costs,
+        traded_value_TN=panels.traded_value_TN,
     )
+    # the folds' tables count back from the last bar tested, and nobody must have the longer memory
+    tracks = over(tracks, panel.event_times_T[panels.folds[0].test.start : panels.folds[-1].test.stop])
     sizes = {variant: folds[-1].num_parameters for variant, folds in results.items() if variant not in failed}
     at = np.searchsorted(panel.event_times_T, tracks.event_times_T)
     ratings = rate(
@@ -71,22 +90,35 @@ def judge(
     trained: Mapping[str, Trained],
     checked: LeakCheck,
     *,
-    active: Collection[str] = (),
+    active: Mapping[str, str] = MappingProxyType({}),
+    beside: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    num_tuning_trials: int = 0,
 ) -> Judgement:
-    """Rate every variant that trained, gate all trials together, and choose the stages."""
-    rated = rate_all(run, info, panels, trained, active=active)
+    """Rate every variant that trained, gate all trials together, and choose the stages.
+
+    ``active`` maps who trades now to the stage. Only variants that nothing else stands against are refitted for their
+    certificate.
+    """
+    rated = rate_all(run, info, panels, trained, active=active, beside=beside)
     ratings = rated.ratings
-    # Before there are bars enough for a beta a residual is a raw return, and on those holding the market is "skill".
-    gate = skilled(_every_trial(ratings.residual_VT[:, MIN_BETA_BARS:], len(rated.failed)), seed=run.config.seed)
-    clean = {variant: _leaks(panels, trained[variant].variant.pipeline, checked) for variant in ratings.variants}
-    verdicts = _verdicts(ratings, gate, clean, info.sessions_per_year)
+    judged = ask_every_gate(
+        ratings.variants,
+        # before there are bars enough for a beta a residual is a raw return, and on those holding the market is skill
+        ratings.residual_VT[:, MIN_BETA_BARS:],
+        {variant: _evidence(panels, trained.get(variant), checked) for variant in ratings.variants},
+        seed=run.config.seed,
+        periods_per_year=info.sessions_per_year,
+        num_failed=len(rated.failed),
+        num_tuning_trials=num_tuning_trials,
+        require_certificate=run.config.policy == "strict",
+    )
+    judged = judged.certified(certificates(run, trained, judged.to_certify))
     return Judgement(
         tracks=rated.tracks,
         ratings=ratings,
         failed=rated.failed,
-        gate=gate,
-        verdicts=verdicts,
-        selection=_select(run.config, ratings, verdicts),
+        judged=judged,
+        selection=_select(run.config, ratings, judged, trained, active),
     )
 
 
@@ -95,25 +127,26 @@ def _failure(folds: Sequence[FoldResult]) -> str:
     return f"{len(reasons)} of {len(folds)} fits failed; the first: {reasons[0]}" if reasons else ""
 
 
-def _every_trial(residual_VT: np.ndarray, num_failed: int) -> np.ndarray:
-    """Failed variants were tried too: rows of NaN."""
-    return np.vstack([residual_VT, np.full((num_failed, residual_VT.shape[1]), np.nan)])
+def _evidence(panels: Panels, trained: Trained | None, checked: LeakCheck) -> Evidence:
+    """What is known of a variant beside its returns; of one from outside nothing is."""
+    if trained is None:
+        return Evidence(fingerprint="")
+    pipeline = trained.variant.pipeline
+    return Evidence(fingerprint=panels.fingerprints[pipeline], leaks=checked.verdicts.get(pipeline))
 
 
-def _leaks(panels: Panels, pipeline: str, checked: LeakCheck) -> Verdict:
-    return leaks(checked.verdicts.get(pipeline), fingerprint=panels.fingerprints[pipeline])
-
-
-def _verdicts(
-    ratings: Ratings, gate: GateResult, clean: Mapping[str, Verdict], periods_per_year: int
-) -> dict[str, list[Verdict]]:
-    skill = gate.verdicts(periods_per_year=periods_per_year)
-    deflated = deflated_sharpe(ratings.residual_VT)
-    return {
-        variant: [clean[variant], skill[v], track_record(ratings.residual_VT[v]), deflated[v]]
-        for v, variant in enumerate(ratings.variants)
-    }
-
-
-def _select(config: CycleConfig, ratings: Ratings, verdicts: Mapping[str, Sequence[Verdict]]) -> Selection:
-    return select(ratings.table, ratings.correlation, verdicts, policy=config.policy)
+def _select(
+    config: CycleConfig,
+    ratings: Ratings,
+    judged: Judged,
+    trained: Mapping[str, Trained],
+    active: Mapping[str, str],
+) -> Selection:
+    """Choose among the trained: what comes from outside is rated and counted as tried, but can't be served."""
+    ours = ratings.table[ratings.table.index.isin(list(trained))].sort_values("rank")
+    ours = ours.assign(rank=range(1, len(ours) + 1))
+    families = {name: each.variant.family for name, each in trained.items()}
+    chosen = select(ours, ratings.correlation, judged.verdicts, policy=config.policy, active=active, families=families)
+    why = "rated beside the trained ones; its forecasts come from outside, so there is no model to serve"
+    outside = dict.fromkeys(ratings.table.index.difference(ours.index), why)
+    return replace(chosen, reasons={**chosen.reasons, **outside})

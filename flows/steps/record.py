@@ -17,8 +17,11 @@ from flows.steps.run import Run
 from training.artifacts import read_manifest
 from training.metrics.forecast import mean_ic
 from training.metrics.performance import sharpe
-from training.rating.promotion import Stage, StageChange, Target, apply, assignments, plan, reconcile
+from training.rating.audit import AuditLog
+from training.rating.moves import rebalance
+from training.rating.promotion import Stage, StageChange, Target
 from training.rating.tracks import Tracks
+from training.rating.verdicts import write_verdicts
 from training.tracking import CycleSummary, FailedVariant, Tracker, VariantRecord
 from training.trainer import FoldTask, model_folder
 
@@ -44,7 +47,7 @@ def log_and_register_all(
     periods_per_year: int,
 ) -> Registered:
     """Log a run for every variant, register the newest model of each rated one, and say why the others failed."""
-    judged = [trained[name] for name in rated.tracks.variants]
+    judged = [trained[name] for name in rated.tracks.variants if name in trained]
     tables = {each.variant.id: fold_table(each, panels, rated.tracks, periods_per_year) for each in judged}
     versions = tracker.log_variants(_variant_record(run, each, rated, tables[each.variant.id]) for each in judged)
     tracker.log_failures(_failed_variant(run, trained[name], reason) for name, reason in rated.failed.items())
@@ -121,9 +124,14 @@ def fold_table(trained: Trained, panels: Panels, tracks: Tracks, periods_per_yea
     return pd.DataFrame(rows)
 
 
-def change_stages(run: Run, tracker: Tracker, judgement: Judgement, versions: Mapping[str, int]) -> list[StageChange]:
-    """Finish what a crash left, follow what people did in the UI, then bring the stages to the cycle's selection."""
-    followed = reconcile(tracker.client, run.market)
+def change_stages(
+    run: Run, tracker: Tracker, log: AuditLog, judgement: Judgement, versions: Mapping[str, int]
+) -> list[StageChange]:
+    """Finish what a crash left, follow what people did in the UI, then bring the stages to the cycle's selection.
+
+    What the gates said is kept for whoever wants to promote a variant later.
+    """
+    write_verdicts(log.connection, judgement.judged.verdicts, market=run.market, cycle_id=run.cycle_id, now=run.now)
     selection = judgement.selection
     stages: dict[Stage, Mapping[str, float]] = {"Staging": selection.staging, "Production": selection.production}
     desired = {
@@ -137,10 +145,9 @@ def change_stages(run: Run, tracker: Tracker, judgement: Judgement, versions: Ma
         for stage, allocations in stages.items()
         for variant, allocation in allocations.items()
     }
-    changes = plan(assignments(tracker.client, run.market), desired)
-    for change in changes:
-        apply(change, tracker.client, market=run.market, now=run.now, actor=ACTOR)
-    return [*followed, *changes]
+    return rebalance(
+        tracker.client, log, desired, market=run.market, policy=run.config.policy, now=run.now, actor=ACTOR
+    )
 
 
 def log_summary(
@@ -180,9 +187,9 @@ def log_summary(
 def ranking_table(trained: Mapping[str, Trained], rated: Rated) -> pd.DataFrame:
     """The ratings, best first, with what each variant is."""
     table = rated.ratings.table.reset_index()
-    variants = [trained[name].variant for name in table["variant"]]
+    variants = [trained[name].variant if name in trained else None for name in table["variant"]]
     traits = ("architecture", "family", "pipeline", "lookback")
-    return table.assign(**{trait: [getattr(variant, trait) for variant in variants] for trait in traits})
+    return table.assign(**{trait: [getattr(variant, trait, None) for variant in variants] for trait in traits})
 
 
 def staged_table(trained: Mapping[str, Trained], judgement: Judgement) -> pd.DataFrame:
@@ -209,7 +216,7 @@ def allocation_of(judgement: Judgement, variant: str) -> float:
 
 
 def _evidence(run: Run, judgement: Judgement, variant: str) -> dict[str, str | float]:
-    gates = {f"{verdict.gate}": verdict.why for verdict in judgement.verdicts[variant]}
+    gates = {f"{verdict.gate}": verdict.why for verdict in judgement.judged.verdicts[variant]}
     return {"cycle_id": run.cycle_id, "score": float(judgement.ratings.table.loc[variant, "score"]), **gates}
 
 

@@ -1,32 +1,27 @@
-"""The stage machine: which version of which variant trades, on paper or live, written so that a crash can't tear it.
+"""The stages: which version of which variant trades, on paper or live; what may follow what; reading the registry.
 
 A stage belongs to the variant; one version holds it. MLflow keeps it in three places: the version's stage, an alias of
-the registered model (``@staging``, ``@production``) and the version's tags. ``apply`` writes them in this order:
-
-1. the intent, one tag of the registered model: from here on the change has happened, for every reader of this module;
-2. every other version that holds a stage: Archived, with its tags;
-3. the version: its stage, its tags (``stage`` last, so that it stands for all of them);
-4. the aliases: the wrong one is deleted, the right one set;
-5. the intent is deleted.
-
-Steps 2-5 can be repeated, so ``reconcile`` (or the next ``apply``) finishes what a crash has torn.
+the registered model (``@staging``, ``@production``) and the version's tags. ``training.rating.moves`` writes them. A
+tag of the registered model says that a change is on its way: then it has happened, for every reader of this module.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 from training.tracking import MODELS_PER_PAGE, model_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+    from training.rating.selection import Policy
 
 Stage: TypeAlias = Literal["None", "Staging", "Production", "Archived"]
 
@@ -47,12 +42,22 @@ TRANSITIONS: Final[Mapping[tuple[Stage, Stage], str]] = MappingProxyType(
 ALIASES: Final[Mapping[Stage, str]] = MappingProxyType({"Staging": "staging", "Production": "production"})
 DROPPED: Final[Mapping[Stage, Stage]] = MappingProxyType({"Staging": "None", "Production": "Archived"})
 INTENT: Final = "stage_intent"
+"""Tag of the registered model: a change is on its way, told in the tag of this name of that version.
+
+The model's own tags hold 5,000 characters in MLflow's database, which is too few for some evidence.
+"""
+LAST: Final = "stage_change"
+"""Tag of the registered model: the last change of stage that was made, see ``last_change``."""
 UI_ACTOR: Final = "mlflow-ui"
 MAX_VERSIONS: Final = 10_000  # of one model: a page of MLflow's that holds them all
 
 
 class StageError(RuntimeError):
-    """A change of stage that isn't allowed, or no longer fits what the registry holds."""
+    """A change of stage that isn't allowed."""
+
+
+class StaleError(StageError):
+    """A change of stage that no longer fits what the registry holds, since somebody was faster."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +68,7 @@ class Assignment:
     learned from (ISO 8601, UTC); ``source`` is the URI of the saved model, and ``artifact_sha256`` proves it;
     ``training_key`` is the model version of its signals. ``by`` is
     ``mlflow-ui`` where MLflow's stage isn't the one written here: somebody moved it there, and MLflow is right.
+    ``change`` is the id of the variant's last change of stage, empty where it never had one.
     """
 
     variant: str
@@ -79,6 +85,7 @@ class Assignment:
     artifact_sha256: str = ""
     source: str = ""
     training_key: str = ""
+    change: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +104,8 @@ class StageChange:
     """A variant moves from a stage to another, or to another version or allocation within its stage.
 
     ``version`` holds the stage afterwards; every other version that held one is archived. ``evidence`` is what the
-    decision rested on.
+    decision rested on. ``after`` is the id of the variant's last change when this one was planned: it is made only
+    while that still is the last one, so of two made from the same state one wins.
     """
 
     variant: str
@@ -107,10 +115,16 @@ class StageChange:
     allocation: float
     reason: str
     evidence: Mapping[str, str | float] = field(default_factory=dict)
+    after: str = ""
+
+    @property
+    def id(self) -> str:
+        """A hash of all that it says: no two changes of a variant have the same, since no two follow the same one."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Intent:
+class Intent:
     """A change on its way, with who decided it and when (ISO 8601, UTC)."""
 
     change: StageChange
@@ -135,8 +149,11 @@ class _Intent:
 def check(variant: str, from_: Stage, to: Stage) -> None:
     """Raise a ``StageError`` that lists the allowed ones unless the table has this transition."""
     if (from_, to) not in TRANSITIONS:
-        allowed = "; ".join(f"{end} ({why})" for (start, end), why in TRANSITIONS.items() if start == from_)
-        raise StageError(f"{variant} can't go from {from_} to {to}; from {from_} it can go to: {allowed}")
+        raise StageError(f"{variant} can't go from {from_} to {to}; from {from_} it can go to: {_allowed(from_)}")
+
+
+def _allowed(from_: Stage) -> str:
+    return "; ".join(f"{end} ({why})" for (start, end), why in TRANSITIONS.items() if start == from_)
 
 
 def plan(current: Mapping[str, Assignment], desired: Mapping[str, Target]) -> list[StageChange]:
@@ -149,18 +166,54 @@ def plan(current: Mapping[str, Assignment], desired: Mapping[str, Target]) -> li
     changes = [
         change for variant in sorted(desired) for change in _way(variant, current.get(variant), desired[variant])
     ]
-    return [*map(_drop, dropped), *changes]
+    return [*(drop(held, reason="no longer selected") for held in dropped), *changes]
 
 
-def _drop(held: Assignment) -> StageChange:
-    return StageChange(
-        variant=held.variant,
-        version=held.version,
-        from_=held.stage,
-        to=DROPPED[held.stage],
-        allocation=0.0,
-        reason="no longer selected",
-    )
+def drop(held: Assignment, *, reason: str) -> StageChange:
+    """The change that takes a variant out of trading."""
+    return change_to(held, Target(version=held.version, stage=DROPPED[held.stage], allocation=0.0, reason=reason))
+
+
+def change_to(held: Assignment, target: Target) -> StageChange:
+    """The one change that leads a variant from where it is to there, whether or not it is allowed."""
+    return _change(held.variant, held.stage, held.change, target)
+
+
+def kept_live(current: Mapping[str, Assignment], desired: Mapping[str, Target]) -> dict[str, Target]:
+    """What is desired where only people decide on Production: who trades live goes on to, with the version desired."""
+    live = {
+        variant: Target(
+            version=desired[variant].version if variant in desired else held.version,
+            stage="Production",
+            allocation=held.allocation,
+            reason="live until a person moves it",
+            evidence=desired[variant].evidence if variant in desired else {},
+        )
+        for variant, held in current.items()
+        if held.stage == "Production"
+    }
+    return {**desired, **live}
+
+
+def refusal(from_: Stage, to: Stage, *, policy: Policy, vetoes: Sequence[str] | None) -> str:
+    """Why the policy keeps a person from putting a version there; empty where it doesn't.
+
+    ``vetoes`` are what the gates of the last cycle that judged the variant had against it, None where none ever did.
+    Whatever leaves trading may; under ``strict`` what enters Production has to come by the table and without a veto.
+    """
+    if policy != "strict" or to != "Production":
+        return ""
+    if (from_, to) not in TRANSITIONS:
+        return f"from {from_} it can go to: {_allowed(from_)}"
+    if vetoes is None:
+        return "the policy is strict, and no cycle has judged it"
+    return f"the policy is strict, and against it stand: {'; '.join(vetoes)}" if vetoes else ""
+
+
+def room(current: Mapping[str, Assignment], variant: str, stage: Stage) -> float:
+    """The share of a stage's capital that no other variant has."""
+    given = sum(held.allocation for other, held in current.items() if held.stage == stage and other != variant)
+    return max(0.0, 1.0 - given)
 
 
 def _way(variant: str, held: Assignment | None, target: Target) -> Iterator[StageChange]:
@@ -168,18 +221,25 @@ def _way(variant: str, held: Assignment | None, target: Target) -> Iterator[Stag
     if _is_there(stage, held, target):
         return
     over: tuple[Stage, ...] = ("Staging",) if stage not in ALIASES and target.stage == "Production" else ()
+    after = held.change if held else ""
     for following in (*over, target.stage):
         check(variant, stage, following)
-        yield StageChange(
-            variant=variant,
-            version=target.version,
-            from_=stage,
-            to=following,
-            allocation=target.allocation,
-            reason=target.reason,
-            evidence=target.evidence,
-        )
-        stage = following
+        change = _change(variant, stage, after, replace(target, stage=following))
+        yield change
+        stage, after = following, change.id
+
+
+def _change(variant: str, from_: Stage, after: str, target: Target) -> StageChange:
+    return StageChange(
+        variant=variant,
+        version=target.version,
+        from_=from_,
+        to=target.stage,
+        allocation=target.allocation,
+        reason=target.reason,
+        evidence=target.evidence,
+        after=after,
+    )
 
 
 def _is_there(stage: Stage, held: Assignment | None, target: Target) -> bool:
@@ -205,11 +265,12 @@ def assignments(client: MlflowClient, market: str) -> dict[str, Assignment]:
     newest version before the others; the rest is archived with the variant's next change. Where none does, it is the
     newest version.
     """
-    found = [_assignment(client, model, market) for model in _models(client, market)]
+    found = [_assignment(client, model, market) for model in models_of(client, market)]
     return {each.variant: each for each in found if each is not None}
 
 
-def _models(client: MlflowClient, market: str) -> Iterator[RegisteredModel]:
+def models_of(client: MlflowClient, market: str) -> Iterator[RegisteredModel]:
+    """The registered models of a market."""
     token = None
     while True:
         page = client.search_registered_models(f"tags.market = '{market}'", MODELS_PER_PAGE, page_token=token)
@@ -222,51 +283,68 @@ def _models(client: MlflowClient, market: str) -> Iterator[RegisteredModel]:
 def _assignment(client: MlflowClient, model: RegisteredModel, market: str) -> Assignment | None:
     """A model's assignment, None where it has no version yet; a change on its way counts as done."""
     variant = model.name.removeprefix(model_name(market, ""))
-    intent = _pending(model)
-    if intent:
-        version = client.get_model_version(model.name, str(intent.change.version))
-        return _read(variant, version, intent.change.to, {**version.tags, **intent.tags()})
-    return _as_it_is(variant, _holder(model.latest_versions)) if model.latest_versions else None
+    if INTENT in model.tags:
+        version = client.get_model_version(model.name, model.tags[INTENT])
+        intent = intent_of(version)
+        return _read(variant, version, intent.change.to, {**version.tags, **intent.tags()}, intent.change.id)
+    if not model.latest_versions:
+        return None
+    version = holder(model, model.latest_versions)
+    return _read(variant, version, stage_of(version), version.tags, last_id(model))
 
 
-def _as_it_is(variant: str, version: ModelVersion) -> Assignment:
-    return _read(variant, version, _stage(version), version.tags)
-
-
-def _versions(client: MlflowClient, name: str) -> dict[int, ModelVersion]:
+def versions_of(client: MlflowClient, name: str) -> dict[int, ModelVersion]:
     """All versions of a model by number; one that isn't there has none."""
     return {int(each.version): each for each in client.search_model_versions(f"name = '{name}'", MAX_VERSIONS)}
 
 
-def _pending(model: RegisteredModel) -> _Intent | None:
-    if INTENT not in model.tags:
-        return None
-    fields = json.loads(model.tags[INTENT])
-    return _Intent(change=StageChange(**fields.pop("change")), **fields)
+def intent_of(version: ModelVersion) -> Intent:
+    """The change on its way to this version."""
+    fields = json.loads(version.tags[INTENT])
+    return Intent(change=StageChange(**fields.pop("change")), **fields)
 
 
-def _holder(versions: Collection[ModelVersion]) -> ModelVersion:
-    """The version that holds the variant's stage; of those without one, the one that was moved away, or the newest."""
+def last_id(model: RegisteredModel) -> str:
+    """Id of the last change of stage that was made; empty where none ever was."""
+    last = last_change(model)
+    return cast(str, last["id"]) if last else ""
+
+
+def last_change(model: RegisteredModel) -> dict[str, Any] | None:
+    """The last change of stage that was made: its id, and the version, stage and allocation it led to."""
+    return json.loads(model.tags[LAST]) if LAST in model.tags else None
+
+
+def holder(model: RegisteredModel, versions: Collection[ModelVersion]) -> ModelVersion:
+    """The version that holds the variant's stage; where none trades, the one that was moved away.
+
+    Else the one that was archived last; for a variant that is evaluated only, the newest that never was.
+    """
     rank: dict[Stage, int] = {"Staging": 1, "Production": 2}
 
     def order(version: ModelVersion) -> tuple[int, int, int]:
-        now, before = rank.get(_stage(version), 0), rank.get(_recorded(version), 0)
+        now, before = rank.get(stage_of(version), 0), rank.get(recorded_stage(version), 0)
         return now, 0 if now else before, int(version.version)
 
-    return max(versions, key=order)
+    held, last = max(versions, key=order), last_change(model)
+    if any(order(held)[:2]) or last is None:
+        return held
+    alike = [each for each in versions if stage_of(each) == last["stage"]] or versions
+    archived = [each for each in alike if last["stage"] == "Archived" and int(each.version) == last["version"]]
+    return max(archived or alike, key=order)
 
 
-def _stage(version: ModelVersion) -> Stage:
+def stage_of(version: ModelVersion) -> Stage:
     """The stage that MLflow shows."""
     return cast(Stage, version.current_stage)
 
 
-def _recorded(version: ModelVersion) -> Stage:
+def recorded_stage(version: ModelVersion) -> Stage:
     """The stage that was written here, whatever MLflow's own says."""
     return cast(Stage, version.tags.get("stage", "None"))
 
 
-def _read(variant: str, version: ModelVersion, stage: Stage, tags: Mapping[str, str]) -> Assignment:
+def _read(variant: str, version: ModelVersion, stage: Stage, tags: Mapping[str, str], change: str) -> Assignment:
     moved = stage != tags.get("stage", "None")
     touched = datetime.fromtimestamp(int(version.last_updated_timestamp or 0) / 1000, UTC)
     return Assignment(
@@ -284,131 +362,5 @@ def _read(variant: str, version: ModelVersion, stage: Stage, tags: Mapping[str, 
         artifact_sha256=tags.get("artifact_sha256", ""),
         source=version.source or "",
         training_key=tags.get("training_key", ""),
+        change=change,
     )
-
-
-# ---- writing it ------------------------------------------------------------------------------------------------------
-
-
-def apply(change: StageChange, client: MlflowClient, *, market: str, now: datetime, actor: str) -> None:
-    """Make a change in MLflow: stage, alias and tags. Doing it again changes nothing.
-
-    What an earlier crash left torn is finished first. Raises ``StageError`` where the table doesn't allow the change,
-    the version isn't registered, or the variant isn't (any more) in the stage the change starts from.
-    """
-    check(change.variant, change.from_, change.to)
-    name = model_name(market, change.variant)
-    versions = _versions(client, name)
-    if change.version not in versions:
-        raise StageError(f"{name} has no version {change.version}; registered are {sorted(versions) or 'none'}")
-    torn = _pending(client.get_registered_model(name))
-    if torn:
-        _finish(client, name, torn)
-        versions = _versions(client, name)
-    held = _holder(versions.values())
-    if _is_done(change, versions[change.version], held):
-        return
-    if _stage(held) != change.from_:
-        raise StageError(
-            f"{change.variant} is in {_stage(held)} with version {held.version}, not in {change.from_}: "
-            "it was moved since the change was planned; plan again"
-        )
-    _start(client, name, _Intent(change=change, since=now.isoformat(), by=actor))
-
-
-def reconcile(client: MlflowClient, market: str) -> list[StageChange]:
-    """Finish changes that a crash has torn, and follow the stages that people set in the MLflow UI.
-
-    Afterwards stage, alias and tags agree for every variant. Returns the changes finished or followed; those that
-    people made may be any, also ones the table doesn't have.
-    """
-    changes = []
-    for model in _models(client, market):
-        torn = _pending(model)
-        if torn:
-            _finish(client, model.name, torn)
-            changes.append(torn.change)
-        elif model.latest_versions and not _agrees(model):
-            moved = _moved(_versions(client, model.name).values(), model.name.removeprefix(model_name(market, "")))
-            _start(client, model.name, moved)
-            changes.append(moved.change)
-    return changes
-
-
-def _agrees(model: RegisteredModel) -> bool:
-    holder = _holder(model.latest_versions)
-    want = {ALIASES[_stage(holder)]: int(holder.version)} if _stage(holder) in ALIASES else {}
-    aliases = {alias: int(version) for alias, version in model.aliases.items() if alias in ALIASES.values()}
-    others = [each for each in model.latest_versions if each is not holder]
-    return (
-        aliases == want
-        and all(_recorded(each) == _stage(each) for each in model.latest_versions)
-        and not any(_stage(each) in ALIASES for each in others)
-    )
-
-
-def _moved(versions: Collection[ModelVersion], variant: str) -> _Intent:
-    """What a person did in the MLflow UI, as if it had been asked for here."""
-    held = _as_it_is(variant, _holder(versions))
-    before = max(map(_recorded, versions), key=["None", "Archived", *ALIASES].index)
-    change = StageChange(
-        variant=held.variant,
-        version=held.version,
-        from_=before,
-        to=held.stage,
-        allocation=held.allocation,
-        reason=held.reason,
-        evidence=held.evidence,
-    )
-    return _Intent(change=change, since=held.since.isoformat(), by=held.by)
-
-
-def _is_done(change: StageChange, version: ModelVersion, held: ModelVersion) -> bool:
-    if _stage(version) != change.to:
-        return False
-    if change.to not in ALIASES:
-        return _stage(held) not in ALIASES
-    return held is version and float(version.tags.get("allocation", "nan")) == change.allocation
-
-
-def _start(client: MlflowClient, name: str, intent: _Intent) -> None:
-    client.set_registered_model_tag(name, INTENT, json.dumps(asdict(intent), sort_keys=True))
-    _finish(client, name, intent)
-
-
-def _finish(client: MlflowClient, name: str, intent: _Intent) -> None:
-    """Steps 2-5 of the order above, each repeatable."""
-    change = intent.change
-    versions = _versions(client, name)
-    version = versions.pop(change.version)
-    for other in versions.values():
-        _retire(client, other, intent)
-    _write(client, version, change.to, intent.tags())
-    for stage, alias in ALIASES.items():
-        if stage != change.to:
-            client.delete_registered_model_alias(name, alias)
-    if change.to in ALIASES:
-        client.set_registered_model_alias(name, ALIASES[change.to], str(change.version))
-    client.delete_registered_model_tag(name, INTENT)
-
-
-def _retire(client: MlflowClient, version: ModelVersion, intent: _Intent) -> None:
-    """Archive a version that holds a stage; a version whose tags don't say what its stage is gets them right."""
-    stage: Stage = "Archived" if _stage(version) in ALIASES else _stage(version)
-    if _stage(version) == stage == _recorded(version):
-        return
-    by_hand = intent.by == UI_ACTOR
-    reason = intent.change.reason if by_hand else f"replaced by version {intent.change.version}"
-    change = replace(intent.change, to=stage, allocation=0.0, reason=reason, evidence={})
-    _write(client, version, stage, replace(intent, change=change).tags())
-
-
-def _write(client: MlflowClient, version: ModelVersion, stage: Stage, tags: Mapping[str, str]) -> None:
-    if _stage(version) != stage:
-        with warnings.catch_warnings():
-            message = ".*transition_model_version_stage"  # MLflow deprecates stages, and its UI still lives by them
-            warnings.filterwarnings("ignore", message, category=FutureWarning)
-            client.transition_model_version_stage(version.name, version.version, stage)
-    for key, value in tags.items():
-        if version.tags.get(key) != value:
-            client.set_model_version_tag(version.name, version.version, key, value)

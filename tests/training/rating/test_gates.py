@@ -1,17 +1,11 @@
-"""Gates: luck passes rarely, planted skill does, the market isn't skill, and nothing passes that knew the future."""
-
-import re
-from dataclasses import replace
-from datetime import UTC, datetime
+"""Gates: luck passes rarely, however often one looks, planted skill does, and the market isn't skill."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from feature_repo.leakage.findings import LeakFinding
-from training.leakage.verdict import LeakVerdict
 from training.metrics.performance import beta_residual, psr
-from training.rating.gates import deflated_sharpe, leaks, skilled, track_record
+from training.rating.gates import deflated_sharpe, judgeable, mean_block, nightly_level, skilled, track_record
 
 YEAR = 252
 BAR = YEAR**-0.5  # an annual Sharpe ratio of one, per bar
@@ -27,7 +21,9 @@ def noise(seed, num_variants=20, num_bars=250):
 def test_luck_is_promoted_no_more_often_than_the_level_allows():
     """40 worlds at a level of 10%: more than 9 with any promotion has a chance of 2% if the level holds."""
     worlds = 40
-    promoted = sum(skilled(noise(seed), seed=seed, level=0.10, reps=200).superior.any() for seed in range(worlds))
+    promoted = sum(
+        skilled(noise(seed), seed=seed, level=0.10, year_bars=0, reps=200).superior.any() for seed in range(worlds)
+    )
     assert promoted <= stats.binom.ppf(0.98, worlds, 0.10)
     # The broken gate, each variant on its own, promotes someone in most worlds.
     alone = sum((psr(noise(seed)) > 0.90).any() for seed in range(worlds))
@@ -150,51 +146,91 @@ def test_deflated_sharpe_warns_of_the_luckiest_but_not_of_the_skilled():
     verdicts = deflated_sharpe(returns)
     assert psr(returns)[lucky] > 0.95
     assert not verdicts[lucky].ok
+    assert "luckiest of 200 " in verdicts[lucky].why
+    assert not any(verdict.veto for verdict in verdicts)
+    spread = (returns.mean(axis=1) / returns.std(axis=1, ddof=1)).std(ddof=1)
+    given = deflated_sharpe(returns, num_trials=200, sharpe_std=spread)
+    assert [verdict.value for verdict in given] == pytest.approx([verdict.value for verdict in verdicts])
+    # Fewer trials are less luck, and so are ratios that spread less.
+    for less in (deflated_sharpe(returns, num_trials=10), deflated_sharpe(returns, sharpe_std=spread / 2)):
+        assert all(one.value >= other.value for one, other in zip(less, verdicts, strict=True))
     returns[3] += returns[3].std() * 6 * BAR
     assert deflated_sharpe(returns)[3].ok
-    assert not any(verdict.veto for verdict in verdicts)
 
 
-MOMENT = datetime(2020, 1, 2, tzinfo=UTC)
-LEAK = LeakFinding(
-    check="truncation",
-    entity="A",
-    event_time=MOMENT,
-    feature="return_1",
-    moment=MOMENT,
-    expected=None,
-    got=0.5,
-    message="return_1 of A rests on the future",
-)
-CLEAN = LeakVerdict(
-    subject="momentum: panel",
-    fingerprint="abc",
-    checks=("truncation",),
-    findings=(),
-    num_compared=12_345,
-    checked_at=(MOMENT, MOMENT),
-)
+def test_the_level_of_a_night_is_that_of_the_year_for_a_single_look_and_grows_with_the_track():
+    levels = [nightly_level(0.1, num_bars=bars, num_trials=486, year_bars=YEAR) for bars in (126, 500, 1000, 5000)]
+    assert levels == sorted(levels)
+    assert levels[-1] < 0.1
+    assert nightly_level(0.1, num_bars=500, num_trials=486, year_bars=0) == pytest.approx(0.1)
+    assert nightly_level(0.1, num_bars=500, num_trials=1, year_bars=YEAR) > levels[1]
 
 
-def test_a_clean_panel_passes_with_the_number_compared():
-    verdict = leaks(CLEAN, fingerprint="abc")
-    assert verdict.ok
-    assert verdict.why == "nothing in its panel knows the future: 12,345 values compared at 2 moments"
-    assert (verdict.gate, verdict.value, verdict.threshold, verdict.veto) == ("leaks", 0, 0, True)
+@pytest.mark.parametrize(("num", "first"), [(1, 500), (10, 126), (10, 500)])
+def test_the_levels_of_a_years_nights_hold_the_years_and_one_nights_level_every_night_does_not(num, first):
+    """Unlike Gaussian variants, 1,500 worlds: the critical values are exact, so it is the looking that is tested."""
+    steps = np.random.default_rng(0).standard_normal((1500, num, first + YEAR - 1), dtype=np.float32)
+    bars = np.arange(first, first + YEAR)
+    best = (steps.cumsum(axis=2)[:, :, first - 1 :] / np.sqrt(bars)).max(axis=1)
+
+    def ever(level_N):
+        return (best > stats.norm.isf(1 - (1 - np.asarray(level_N)) ** (1 / num))).any(axis=1).mean()
+
+    nightly = [nightly_level(0.1, num_bars=n, num_trials=num, year_bars=YEAR) for n in bars]
+    assert 0.05 < ever(nightly) <= 0.1
+    assert ever(np.full(YEAR, 0.1)) > 0.2
 
 
-@pytest.mark.parametrize(
-    ("found", "value", "said"),
-    [
-        (replace(CLEAN, findings=(LEAK, LEAK)), 2, "2 leaks in 12,345 values .* the first: return_1 of A rests on"),
-        (replace(CLEAN, fingerprint="other"), np.nan, r"about other data \(other\) than its panel \(abc\)"),
-        (replace(CLEAN, num_compared=0), np.nan, "compared nothing"),
-        (None, np.nan, "was not checked"),
-    ],
-)
-def test_a_leak_or_no_verdict_on_these_data_vetoes(found, value, said):
-    verdict = leaks(found, fingerprint="abc")
-    assert verdict.veto
-    assert not verdict.ok
-    assert verdict.value == pytest.approx(value, nan_ok=True)
-    assert re.search(said, verdict.why)
+def test_a_gate_spends_a_nights_level_and_never_more_than_one_gates():
+    year = skilled(noise(11), seed=0, reps=100)
+    assert year.level == nightly_level(0.1, num_bars=250, num_trials=20, year_bars=YEAR)
+    assert skilled(noise(11), seed=0, reps=100, year_bars=0).level == 0.05
+    assert f"in {year.level:.1%} of cases" in year.verdicts(periods_per_year=YEAR)[0].why
+
+
+def test_blocks_are_as_long_as_autocorrelation_asks_and_never_short():
+    white = np.random.default_rng(12).standard_normal((1000, 5))
+    assert mean_block(white) == 10
+    slow = np.zeros_like(white)
+    for t in range(1, 1000):
+        slow[t] = 0.8 * slow[t - 1] + white[t]
+    assert 10 < mean_block(slow) <= 32
+
+
+def test_luck_with_autocorrelation_is_found_out_by_long_blocks_only():
+    """Returns that drift slowly look skilled to a bootstrap of single bars."""
+    from training.rating.step_m import step_m
+
+    short = long = 0
+    for seed in range(30):
+        returns = np.random.default_rng(seed).standard_normal((550, 10))
+        for t in range(1, 550):
+            returns[t] += 0.4 * returns[t - 1]
+        unit = returns[50:] / returns[50:].std(axis=0)
+        asked = {"level": 0.05, "reps": 200, "seed": 0}
+        short += step_m(unit, block_size=1, **asked).superior_V.any()
+        long += step_m(unit, block_size=mean_block(unit), **asked).superior_V.any()
+    assert short > stats.binom.ppf(0.999, 30, 0.05)
+    assert long <= stats.binom.ppf(0.99, 30, 0.05)
+
+
+def test_spa_warns_where_there_is_nothing_and_never_vetoes():
+    nothing = skilled(noise(13), seed=0, reps=200).spa()
+    returns = noise(13)
+    returns[2] += returns[2].std() * 6 * BAR
+    something = skilled(returns, seed=0, reps=200)
+    assert not nothing.ok
+    assert something.spa().ok
+    assert not nothing.veto
+    assert something.p_lower <= something.p_value <= something.p_upper
+
+
+def test_what_is_judged_and_on_which_bars():
+    returns = noise(14)
+    returns[0, :50], returns[1, -1] = np.nan, np.nan
+    judged, shared = judgeable(returns)
+    assert judged.tolist() == [True, False] + [True] * 18
+    assert shared.tolist() == [False] * 50 + [True] * 200
+    nobody, nothing = judgeable(returns, min_days=300)
+    assert not nobody.any()
+    assert not nothing.any()
