@@ -51,10 +51,14 @@ def correlation(score: np.ndarray, panel: Panel) -> float:
 
 
 def with_holes(panel: Panel) -> Panel:
-    """A fifth of the features unknown, some rows of an entity wholly so, and one entity never there at all."""
+    """A fifth of the features unknown, some rows of an entity wholly so, one entity never there, one feature late.
+
+    That one is known from the test on: a market's trades may have begun yesterday.
+    """
     rng = np.random.default_rng(5)
     x, returns = panel.x_TNF.copy(), panel.returns_TN.copy()
     x[rng.random(x.shape) < 0.2] = np.nan
+    x[:FIRST, :, -1] = np.nan
     x[100:110, 0] = returns[100:110, 0] = np.nan
     x[300:305, 0] = returns[300:305, 0] = np.nan
     x[:, 2] = returns[:, 2] = np.nan

@@ -17,6 +17,9 @@ def learn(train: Table, check: Table, task: Task) -> Trees:
     """Least-squares boosting over binned features; as many trees as are best on ``check``, where that has labels."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
+    # scikit-learn can't bin a feature that was never known; of a constant it makes no split, so it is never read
+    never_known_K = np.isnan(train.x_SK).all(axis=0)
+    learn_SK = np.where(never_known_K, np.float32(0.0), train.x_SK)
     stops_early = len(check.y_S) > 0
     booster = HistGradientBoostingRegressor(
         **task.params,
@@ -26,10 +29,11 @@ def learn(train: Table, check: Table, task: Task) -> Trees:
         random_state=task.seed,
         warm_start=True,
     )
-    beside = {"X_val": check.x_SK, "y_val": check.y_S} if stops_early else {}
+    check_SK = np.where(never_known_K, np.float32(0.0), check.x_SK) if stops_early else check.x_SK
+    beside = {"X_val": check_SK, "y_val": check.y_S} if stops_early else {}
     for num_trees in range(GROWN_AT_ONCE, task.budget.max_trees + GROWN_AT_ONCE, GROWN_AT_ONCE):
         booster.set_params(max_iter=min(num_trees, task.budget.max_trees))
-        booster.fit(train.x_SK, train.y_S, **beside)
+        booster.fit(learn_SK, train.y_S, **beside)
         task.deadline.check(f"tree {booster.n_iter_}")
         if booster.n_iter_ < booster.max_iter:
             break
