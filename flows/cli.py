@@ -17,7 +17,8 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from flows import ingest
+from flows import ingest, stage_commands
+from flows.command import Json, command_settings, echo, table
 from flows.console import make_console
 from flows.cycle import CycleConfig, LabelKind, Policy, Splitter
 
@@ -28,10 +29,7 @@ if TYPE_CHECKING:
 
 _OURS = {"flows", "serving", "monitoring", "training", "feature_repo"}
 _PYTHONS = ((3, 11), (3, 12), (3, 13))
-# `mlflow run` tells its child where to log; our runs are logged where our settings say
-_MLFLOW_RUN = ("EXPERIMENT_ID", "EXPERIMENT_NAME", "REGISTRY_URI", "RUN_ID", "TRACKING_URI")
 _DEFAULTS = CycleConfig()
-_COLOURS = {"up": "green", "down": "dim", "Production": "bold green", "Staging": "cyan"}
 
 
 class MachineError(RuntimeError):
@@ -74,10 +72,10 @@ app.add_typer(factory, name="factory")
 features = typer.Typer(no_args_is_help=True, help="The features: tear sheets before training, health after.")
 app.add_typer(features, name="features")
 app.add_typer(ingest.app, name="ingest")
+stage_commands.register(app)
 signals = typer.Typer(no_args_is_help=True, help="Forecasts of your own, from a file.")
 app.add_typer(signals, name="signals")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Market = Annotated[str, typer.Option(help="A built-in market, or a folder of your own data.")]
 Interval = Annotated[str, typer.Option(help="The bars to use, such as 1d or 1h.")]
 Pipelines = Annotated[list[str] | None, typer.Option("--pipeline", help="Only this pipeline; may be repeated.")]
@@ -123,7 +121,9 @@ def run(
     seed: Seed = _DEFAULTS.seed,
     as_of: AsOf = None,
     catalogue: Catalogue = None,
-    policy: Annotated[Policy, typer.Option(help="How Production is decided.")] = _DEFAULTS.policy,
+    policy: Annotated[Policy, typer.Option(envvar="PERENNIAL_POLICY", help="How Production is decided.")] = (
+        _DEFAULTS.policy
+    ),
     engine: Engine = None,
 ) -> None:
     """Run the whole loop on a market: features, variants, ratings, stages, drift report, summary."""
@@ -171,7 +171,7 @@ def down() -> None:
     """Stop all that `perennial up` started."""
     from flows import services
 
-    stopped = services.down(_settings())
+    stopped = services.down(command_settings())
     make_console().print(f"Stopped {', '.join(stopped)}." if stopped else "Nothing was up.")
 
 
@@ -180,15 +180,15 @@ def status(as_json: Json = False) -> None:  # noqa: FBT002
     """Show which services are up, and what is trading now."""
     from flows import services
 
-    settings = _settings()
+    settings = command_settings()
     states = services.status(settings)
     trading = _trading(settings)
     if as_json:
-        _echo({"services": [dataclasses.asdict(state) for state in states], "trading": _rows(trading)})
+        echo({"services": [dataclasses.asdict(state) for state in states], "trading": _rows(trading)})
         return
     console = make_console()
     console.print(_services_table(states))
-    console.print(_table("What is trading now", _rows(trading)) if trading else "Nothing is trading: `perennial run`.")
+    console.print(table("What is trading now", _rows(trading)) if trading else "Nothing is trading: `perennial run`.")
 
 
 @factory.command("list")
@@ -198,11 +198,11 @@ def list_variants(as_json: Json = False) -> None:  # noqa: FBT002
 
     rows = [dataclasses.asdict(variant) for variant in catalogue()]
     if as_json:
-        _echo(rows)
+        echo(rows)
         return
     for row in rows:
         row["params"] = ", ".join(f"{name} {value}" for name, value in row["params"])
-    make_console().print(_table(f"{len(rows)} variants", rows))
+    make_console().print(table(f"{len(rows)} variants", rows))
 
 
 @factory.command("explain")
@@ -212,16 +212,16 @@ def explain_catalogue(as_json: Json = False) -> None:  # noqa: FBT002
 
     variants, cuts = explain()
     if as_json:
-        _echo([dataclasses.asdict(cut) for cut in cuts])
+        echo([dataclasses.asdict(cut) for cut in cuts])
         return
     console = make_console()
     console.print(
         f"The full grid has {cuts[0].num_excluded + cuts[0].num_left} variants, the catalogue {len(variants)}."
     )
-    console.print(_table("Rules", [dataclasses.asdict(cut) for cut in cuts]))
+    console.print(table("Rules", [dataclasses.asdict(cut) for cut in cuts]))
     for trait in ("family", "architecture", "pipeline", "lookback"):
         counts = Counter(str(getattr(variant, trait)) for variant in variants)
-        console.print(_table(f"By {trait}", [{trait: name, "variants": count} for name, count in counts.items()]))
+        console.print(table(f"By {trait}", [{trait: name, "variants": count} for name, count in counts.items()]))
 
 
 @factory.command("show")
@@ -245,7 +245,7 @@ def show_variant(
         **{f"{name} (Optuna)": ", ".join(map(str, choices)) for name, choices in spec.space.items()},
         "digest": variant.digest,
     }
-    make_console().print(_table(variant.id, [{"what": name, "value": value} for name, value in rows.items()]))
+    make_console().print(table(variant.id, [{"what": name, "value": value} for name, value in rows.items()]))
 
 
 @factory.command("train")
@@ -283,7 +283,7 @@ def train_catalogue(
     with progress(make_console(stderr=True)) as bars:
         report = train_catalogue(settings, config, bars)
     if as_json:
-        _echo({**dataclasses.asdict(report), "ranking": json.loads(report.ranking.to_json(orient="records"))})
+        echo({**dataclasses.asdict(report), "ranking": json.loads(report.ranking.to_json(orient="records"))})
     else:
         render(make_console(), report)
 
@@ -296,7 +296,7 @@ def report_features(
     folder: Annotated[Path | None, typer.Option("--into", help="Folder for the pages.", show_default=False)] = None,
 ) -> None:
     """Write a tear sheet of every feature: IC and its decay, coverage, autocorrelation, turnover."""
-    settings = _settings()
+    settings = command_settings()
     from flows.features import write_tear_sheets
 
     console = make_console()
@@ -316,11 +316,11 @@ def check_features(
     """Check the stored feature tables: freshness, nulls, range, jumps, stuck and repeated values."""
     from flows.features import health
 
-    findings, num_views = health(_settings(), CycleConfig(market=market, interval=interval), datetime.now(UTC))
+    findings, num_views = health(command_settings(), CycleConfig(market=market, interval=interval), datetime.now(UTC))
     if as_json:
-        _echo(findings)
+        echo(findings)
     elif findings:
-        make_console().print(_table(f"{len(findings)} findings in {num_views} feature tables", findings))
+        make_console().print(table(f"{len(findings)} findings in {num_views} feature tables", findings))
     else:
         make_console().print(f"All is well in {num_views} feature tables.")
     raise typer.Exit(1 if findings else 0)
@@ -342,7 +342,7 @@ def import_forecasts(
     config = CycleConfig(market=market, interval=interval, horizon=horizon)
     done = import_file(settings, config, file, variant=variant, now=datetime.now(UTC))
     if as_json:
-        _echo(dataclasses.asdict(done))
+        echo(dataclasses.asdict(done))
         return
     make_console().print(
         f"{done.variant}, version {done.version}: {done.num_new:,} new forecasts, {done.num_known:,} known already; "
@@ -358,7 +358,7 @@ def leakcheck(
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Check that no feature, label or panel of a market knows the future; the exit status is 1 where one does."""
-    _settings()
+    command_settings()
     from flows.leakcheck import check_market, render
 
     console = make_console(stderr=True)
@@ -366,7 +366,7 @@ def leakcheck(
         market, interval, only=pipeline, now=datetime.now(UTC), tell=lambda said: console.print(said, style="dim")
     )
     if as_json:
-        _echo([json.loads(verdict.to_json()) for verdict in report.verdicts])
+        echo([json.loads(verdict.to_json()) for verdict in report.verdicts])
     else:
         render(make_console(), report)
     if not report.clean:
@@ -381,7 +381,7 @@ def verify(
 ) -> None:
     """Make a registered model again from what is recorded; the exit status is 1 where an item is not ok."""
     check_machine()
-    settings = _settings()
+    settings = command_settings()
     from flows.postgres import Hold
     from flows.verify import render, verify_model
     from training.tracking import connect
@@ -390,7 +390,7 @@ def verify(
         client = connect(hold.databases.url("mlflow"))
         made = verify_model(settings, client, model, market=market, now=datetime.now(UTC))
     if as_json:
-        _echo(json.loads(made.to_json()))
+        echo(json.loads(made.to_json()))
     else:
         render(make_console(), made)
     if not made.ok:
@@ -416,7 +416,7 @@ def compare(
     An architecture stands for its variant of 30 bars on the technical pipeline, or as the other side's id has it.
     """
     check_machine()
-    settings = _settings()
+    settings = command_settings()
     from flows.compare import compare_variants, render, write_report
     from flows.console import progress
     from training.comparison_report import plain
@@ -435,7 +435,7 @@ def compare(
         )
     written = write_report(report, folder or settings.reports / "compare")
     if as_json:
-        _echo(plain(report) | {"reports": {kind: str(file) for kind, file in written.items()}})
+        echo(plain(report) | {"reports": {kind: str(file) for kind, file in written.items()}})
         return
     render(make_console(), report)
     for kind, file in written.items():
@@ -461,23 +461,12 @@ def _listed(catalogue: Path | None) -> str:
     return str(catalogue.expanduser().absolute()) if catalogue else ""
 
 
-def _settings(**given: Any) -> Settings:
-    """The settings, after putting the environment in order for the libraries that are imported later."""
-    from flows.settings import quiet_environment, read_settings
-
-    settings = read_settings(**given)
-    for name in _MLFLOW_RUN:
-        os.environ.pop(f"MLFLOW_{name}", None)
-    os.environ.update(quiet_environment(settings))
-    return settings
-
-
 def _prepared(**given: Any) -> Settings:
     """Settings for a command that starts something."""
     check_machine()
     from flows import postgres, services
 
-    settings = _settings(**given)
+    settings = command_settings(**given)
     settings.prefect_home.mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, but not its parents
     if note := postgres.first_start_note(settings):
         make_console(stderr=True).print(note, style="yellow")  # what is asked for may be JSON
@@ -499,31 +488,11 @@ def _trading(settings: Settings) -> list[TradingRow]:
 
 def _services_table(states: list[State]) -> Table:
     shown = [{"service": state.title, "state": state.state, "address": state.url} for state in states]
-    return _table("Services", shown)
+    return table("Services", shown)
 
 
 def _rows(trading: list[TradingRow]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(row) for row in trading]
-
-
-def _table(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "), overflow="fold", no_wrap=name in ("variant", "id"))
-    for row in rows:
-        cells = [_cell(name, value) for name, value in row.items()]
-        table.add_row(*(f"[{_COLOURS[cell]}]{cell}[/]" if cell in _COLOURS else cell for cell in cells))
-    return table
-
-
-def _cell(name: str, value: Any) -> str:
-    if name == "allocation":
-        return f"{value:.1%}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _echo(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,15 @@
-"""Serves the flows to the Prefect server: ``python -m flows.deployments`` (``perennial up`` does)."""
+"""Serves the flows to the Prefect server and watches the stages: ``python -m flows.deployments`` (``perennial up``)."""
 
 from __future__ import annotations
 
+import threading
+import time
+import traceback
+from datetime import UTC, datetime
 from typing import Any
+
+WATCH_EVERY_S = 30.0
+"""So that what a person moves in the MLflow UI is on record within a minute."""
 
 
 def main() -> None:
@@ -18,7 +25,23 @@ def main() -> None:
     every_five_minutes: Any = snapshot.to_deployment(
         name="snapshot", description="The live figures of every variant.", tags=["perennial"], cron="*/5 * * * *"
     )
+    # a thread, not a flow: every run of a flow is a process that imports for seconds
+    threading.Thread(target=_watch_stages, daemon=True).start()
     serve(deployment, every_five_minutes, pause_on_shutdown=False)
+
+
+def _watch_stages() -> None:
+    """Look at the stages for ever; what goes wrong once is told in the service's log and tried again."""
+    from flows import stages
+    from flows.settings import read_settings
+
+    settings = read_settings()
+    while True:
+        try:
+            stages.watch(settings, policy=settings.policy, now=datetime.now(UTC))
+        except Exception:
+            traceback.print_exc()
+        time.sleep(WATCH_EVERY_S)
 
 
 if __name__ == "__main__":

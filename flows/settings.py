@@ -9,6 +9,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from flows.cycle import Policy
+
 PREFIX = "PERENNIAL_"
 
 
@@ -26,7 +28,8 @@ class Settings(BaseSettings):
     ``home`` holds all that Perennial writes (as root, its Postgres data lies outside, see ``flows.postgres``).
     ``database_url`` names a Postgres server of yours; without it an embedded one is used. ``engine`` is where fits run:
     ``local``, ``ray``, or a Ray cluster's address; ``home`` must then lie on a file system that all its nodes see.
-    ``device`` is where networks are trained: ``auto`` takes a GPU where there is one.
+    ``device`` is where networks are trained: ``auto`` takes a GPU where there is one. ``policy`` is that by which a
+    stage that a person sets in the MLflow UI is honoured or refused.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
@@ -41,6 +44,7 @@ class Settings(BaseSettings):
     workers: int = Field(default_factory=_num_cores, ge=1)
     engine: str = "local"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    policy: Policy = "strict"
 
     @field_validator("home")
     @classmethod

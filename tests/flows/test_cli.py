@@ -46,7 +46,24 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, CycleConfig]]
 
 def test_help_shows_every_command() -> None:
     shown = _run("--help").stdout
-    for command in ("run", "up", "down", "status", "leakcheck", "factory", "features", "ingest", "compare", "verify", "signals"):
+    for command in (
+        "run",
+        "up",
+        "down",
+        "status",
+        "leakcheck",
+        "factory",
+        "features",
+        "ingest",
+        "compare",
+        "verify",
+        "signals",
+        "promote",
+        "demote",
+        "rollback",
+        "history",
+        "audit",
+    ):
         assert f" {command} " in shown
 
 
