@@ -319,8 +319,11 @@ def market_part(size: Size, each: Each) -> Part:
     more = {"worlds": size.market, "promoting": _share(promoting, size.market)}
     return Part(
         rows=[Row(name=name, seconds=time.perf_counter() - started, more=more)],
-        bars=[at_most(f"{name}: promoted", sum(each["residual"] for each in found), 0)],
-        facts=[f"{name}: on raw returns the same gate promotes {_mean(found, 'raw'):.0f} of {NUM_VARIANTS} on average"],
+        bars=[at_least(f"{name}: p that at most 5% promote", _p_at_most(LEVEL, promoting, size.market), 0.01)],
+        facts=[
+            f"{name}: on residual returns {sum(each['residual'] for each in found)} of {size.market * NUM_VARIANTS:,} "
+            f"variants pass, on raw ones the same gate promotes {_mean(found, 'raw'):.0f} of {NUM_VARIANTS} on average"
+        ],
     )
 
 

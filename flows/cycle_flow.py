@@ -181,7 +181,7 @@ def _cycle(
                 num_variants=len(trained),
                 num_trials=sum(each.num_trials for each in tuned.values()),
                 fold_tables=registered.fold_tables,
-                reports=watched.files,
+                reports=[*watched.files, judge.write_report(run, judgement)],
                 ended_at=datetime.now(UTC),
             )
     summary = describe.summarise(

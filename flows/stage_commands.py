@@ -144,8 +144,9 @@ def _decide(
     with open_desk(settings, variant, market=market, policy=policy) as desk:
         change = move(desk, Decision(by=by, reason=reason, now=datetime.now(UTC)))
     make_console().print(
-        f"{change.variant}, version {change.version}: {change.from_} -> {change.to}, {change.allocation:.1%} of its "
-        "capital"
+        f"{change.variant}, version {change.version}: {change.from_} -> {change.to}, {change.allocation:.1%} of the "
+        "stage's capital",
+        markup=False,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -22,6 +23,7 @@ from training.rating.engine import Ratings, rate
 from training.rating.evidence import Evidence
 from training.rating.judging import Judged
 from training.rating.judging import judge as ask_every_gate
+from training.rating.promotion_report import PromotionReport, html
 from training.rating.selection import Selection, select
 from training.rating.tracks import Tracks, build_tracks
 from training.signals import SignalStore
@@ -120,6 +122,25 @@ def judge(
         judged=judged,
         selection=_select(run.config, ratings, judged, trained, active),
     )
+
+
+def write_report(run: Run, judgement: Judgement) -> Path:
+    """The promotion report as a file among the cycle's reports."""
+    selection = judgement.selection
+    stages = dict.fromkeys(selection.reasons, "None")
+    stages |= dict.fromkeys(selection.staging, "Staging") | dict.fromkeys(selection.production, "Production")
+    report = PromotionReport(
+        title=f"Promotion report, {run.market}",
+        facts={"cycle": run.cycle_id, "policy": selection.policy, "at": run.now.isoformat(timespec="minutes")},
+        judged=judgement.judged,
+        stages=stages,
+        reasons=selection.reasons,
+        failed=judgement.failed,
+    )
+    run.reports.mkdir(parents=True, exist_ok=True)
+    path = run.reports / "promotion.html"
+    path.write_text(html(report), encoding="utf-8")
+    return path
 
 
 def _failure(folds: Sequence[FoldResult]) -> str:

@@ -171,7 +171,8 @@ def test_drift_metrics_and_reports_are_there(undisturbed):
     assert set(rows) == {(variant, signal) for variant in staged for signal in ("psi", "ic", "sharpe")}
     pages = list((undisturbed["home"] / "reports").rglob("*.html"))
     assert {page.stem for page in pages} == {
-        f"drift_{name}" for name in ("cross_asset", "momentum", "ohlcv", "order_flow", "technical", "volatility")
+        "promotion",
+        *(f"drift_{name}" for name in ("cross_asset", "momentum", "ohlcv", "order_flow", "technical", "volatility")),
     }
 
 

@@ -12,7 +12,9 @@ import pytest
 
 from serving.app import create_app
 from serving.sources import ConfigError, ServingConfig
-from training.rating.promotion import StageChange, apply
+from tests.training.rating.stage_desk import Unaudited
+from training.rating.moves import apply
+from training.rating.promotion import StageChange, assignments
 from training.signals import SignalStore
 from training.tracking import connect, markets, model_name
 
@@ -50,9 +52,15 @@ class Desk:
 
     def move(self, market: str, variant: str, before: str, after: str, allocation=0.25) -> None:
         change = StageChange(
-            variant=variant, version=1, from_=before, to=after, allocation=allocation, reason="asked for"
+            variant=variant,
+            version=1,
+            from_=before,
+            to=after,
+            allocation=allocation,
+            reason="asked for",
+            after=assignments(self.registry, market)[variant].change,
         )
-        apply(change, self.registry, market=market, now=NOW, actor="anna")
+        apply(change, self.registry, Unaudited(), market=market, now=NOW, actor="anna")
 
     def write(self, market: str, variant: str, *bars: datetime, key="k1", kind="live", made_at=BAR, score=0.5) -> None:
         times = pd.DatetimeIndex(bars).as_unit("us")
