@@ -19,6 +19,7 @@ from rich.table import Table
 
 from feature_repo.market.sources import SOURCES
 from feature_repo.pipelines.catalog import pipeline
+from feature_repo.store.tables import require_unchanged
 from flows.cycle import CycleConfig
 from flows.settings import Settings
 from flows.steps import data
@@ -178,6 +179,8 @@ def rebuild(recipe: Recipe, market: str, features: Path, scratch: Path, now: dat
         run = run_apart(_NAME, config, known, made_at, scratch)
         data.build_tables(run, known, None)
         features = run.features
+    for name in (task.variant.pipeline, data.BAR):
+        require_unchanged(features / pipeline(name).view_name)
     store = open_feature_store(
         project=_NAME,
         registry=f"sqlite:///{scratch}/registry.db",

@@ -67,8 +67,9 @@ def _pickling(source: str) -> set[str]:
 
 
 def test_nothing_pickles() -> None:
+    """But for what a worker and its own parent say to each other over their pipe, which nobody else can write to."""
     found = {_module(path): pickling for path in SOURCES if (pickling := _pickling(path.read_text()))}
-    assert found == {}
+    assert found == {"training.worker": {"pickle"}}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,7 @@ def test_importing_leaves_everything_as_it_was(tmp_path: Path) -> None:
         "feature_repo.store.offline",
         "feature_repo.store.online",
         "flows.cycle_flow",
+        "flows.snapshot_flow",
     )
     names = [name for name in map(_module, SOURCES) if not name.startswith(theirs)]
     sklearns = {"KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE"}  # set when it is imported

@@ -81,6 +81,15 @@ def read_history(folder: Path) -> pd.DataFrame:
     return rows.assign(**{RESTATES: table[RESTATES].to_pandas(), STATED: stated})
 
 
+def require_unchanged(folder: Path) -> None:
+    """Refuse a table of which a byte changed on the disk, by its pages' checksums; readers don't take the time."""
+    for part in parts(folder):
+        try:
+            pq.ParquetFile(part, page_checksum_verification=True).read()
+        except (OSError, pa.ArrowException) as error:
+            raise TableError(f"{part} is not what was written ({error}); restore it, or rebuild the folder") from error
+
+
 def feature_names(folder: Path) -> list[str]:
     """The table's features, in its order; none where there is no table yet."""
     columns = [name for part in parts(folder) for name in pq.read_schema(part).names]
@@ -237,7 +246,7 @@ def write_file(folder: Path, name: str, schema: pa.Schema, batches: Iterable[pa.
     partial = folder / f"_{Path(name).stem}.partial"
     num_rows = 0
     with partial.open("wb") as file:
-        with pq.ParquetWriter(file, schema, use_dictionary=list(_TEXTS)) as writer:
+        with pq.ParquetWriter(file, schema, use_dictionary=list(_TEXTS), write_page_checksum=True) as writer:
             for batch in batches:
                 writer.write_table(batch)
                 num_rows += len(batch)

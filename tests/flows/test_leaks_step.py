@@ -25,6 +25,7 @@ from tests.flows.small_market import write_small_market
 from training.dataset import Panel
 from training.leakage.verdict import VERDICT, clean_verdict, read_verdict, write_verdict
 from training.panels import load_panel, save_panel
+from training.rating.gates import Verdict
 from training.trainer import train_fold
 from training.variants import Variant
 
@@ -213,7 +214,7 @@ def test_a_leak_keeps_its_variants_out_of_production(market, leaking) -> None:
     assert strict.selection.production == {}
     said = strict.selection.reasons[variant]
     assert said.startswith("rank 1, on paper: leaks: its panel knows the future: ")
-    gates = {verdict.gate: verdict for verdict in strict.verdicts[variant]}
+    gates = {verdict.gate: verdict for verdict in strict.judged.verdicts[variant]}
     assert gates["leaks"].veto
     assert gates["skill"].ok, "else something else would stand against it too"
     assert gates["track_record"].ok
@@ -227,11 +228,16 @@ def test_a_leak_keeps_its_variants_out_of_production(market, leaking) -> None:
 def test_only_a_clean_verdict_on_its_own_panel_lets_a_variant_through(market, leaking) -> None:
     run, panels, found = leaking.run, leaking.panels, leaking.check.verdicts["momentum"]
 
-    def why(check: LeakCheck) -> str:
+    def leaks(check: LeakCheck) -> Verdict:
         judgement, variant = judged(run, market, panels, check)
-        return judgement.selection.reasons[variant]
+        assert not judgement.selection.production  # strict: a panel made by other code can't be made again either
+        return {verdict.gate: verdict for verdict in judgement.judged.verdicts[variant]}["leaks"]
 
     blind = replace(found, findings=())
-    assert why(LeakCheck(verdicts={"momentum": blind})) == "rank 1, live: every gate passed"
-    assert "about other data" in why(LeakCheck(verdicts={"momentum": replace(blind, fingerprint="other")}))
-    assert "was not checked for leaks" in why(LeakCheck(verdicts={"volatility": blind}))
+    assert leaks(LeakCheck(verdicts={"momentum": blind})).ok
+    other = leaks(LeakCheck(verdicts={"momentum": replace(blind, fingerprint="other")}))
+    assert not other.ok
+    assert "about other data" in other.why
+    unchecked = leaks(LeakCheck(verdicts={"volatility": blind}))
+    assert not unchecked.ok
+    assert "was not checked for leaks" in unchecked.why

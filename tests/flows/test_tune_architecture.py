@@ -37,6 +37,7 @@ def panels(run):
         folders={"toy": save_panel(panel, run.panels)},
         fingerprints={"toy": panel.fingerprint},
         benchmark_T=np.zeros(len(panel.sample_times_T)),
+        traded_value_TN=np.full(panel.hold_TN.shape, np.nan),
         folds=[],
         live=final_fold(*times, **LENGTHS),
         tuning=walk_forward(*times, **LENGTHS, test=20, step=20, num_folds=2),
