@@ -59,7 +59,9 @@ class Desk:
 
     def published(self) -> dict[str, dict]:
         found = (self.home / "cycles").rglob("result.json")
-        return {path.parent.name: json.loads(path.read_text()) for path in found}
+        return {  # a folder with a dot is still being written
+            path.parent.name: json.loads(path.read_text()) for path in found if not path.parent.name.startswith(".")
+        }
 
     def runs(self) -> list:
         from training.tracking import connect
@@ -81,16 +83,15 @@ def undisturbed(tmp_path_factory):
 def killed(tmp_path_factory):
     """Killed with -9 once some fits are finished, then typed again."""
     desk = Desk(tmp_path_factory.mktemp("killed"))
-    process = desk.start()
-    try:
-        while process.poll() is None and len(desk.published()) < 3:
-            time.sleep(0.05)
-        assert process.poll() is None, "the training ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
+    with desk.start() as process:
+        try:
+            while process.poll() is None and len(desk.published()) < 3:
+                time.sleep(0.05)
+            assert process.poll() is None, "the training ended before it could be killed"
+            process.send_signal(signal.SIGKILL)
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
     before = desk.published()
     report = desk.train()
     yield desk, report, before
