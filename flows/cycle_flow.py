@@ -41,6 +41,7 @@ from training.outside_signals import comparable
 from training.rating.promotion import current
 from training.signals import SignalStore
 from training.tracking import Tracker
+from training.trainer import FoldResult
 from training.tuning import Tuned
 from training.variants import Variant
 
@@ -262,7 +263,10 @@ def _train_all(
     }
     num_fits = {name: len(tasks) for name, tasks in jobs.items()}
     with variants_phase(bars, f"Training {len(jobs)} variants", num_fits) as ended:
-        done: fit.Done = lambda result: ended(result.variant, ok=result.ok)  # noqa: E731
+
+        def done(result: FoldResult) -> None:
+            ended(result.variant, ok=result.ok)
+
         futures = {
             variant.id: train.submit(name=variant.id, variant=variant, tasks=jobs[variant.id], pool=pool, done=done)
             for variant in chosen

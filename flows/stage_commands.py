@@ -27,6 +27,12 @@ ByPolicy = Annotated[
 
 audit = typer.Typer(no_args_is_help=True, help="The log of every change of stage, and whether it is whole.")
 _POLICY = CycleConfig().policy
+_STAGES: dict[str, Stage] = {
+    "none": "None",
+    "staging": "Staging",
+    "production": "Production",
+    "archived": "Archived",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -151,4 +157,4 @@ def _decide(
 
 
 def _stage(name: str | None) -> Stage | None:
-    return name.capitalize() if name else None  # type: ignore[return-value]
+    return _STAGES[name] if name else None
