@@ -162,8 +162,9 @@ def test_rows_that_were_backfilled_later_change_nothing(copy: Settings, tracker:
     table = copy.features / "small" / "1d" / f"{PIPELINE}_v1"
     rows = read_rows(table)
     values = {name: 2 * rows[name] for name in feature_names(table)}
-    late = rows["ingest_time"] + pd.Timedelta("1h")  # before the next sample, which so would see it
-    assert append_rows(table, rows.assign(**values, ingest_time=late, written_at=LATER))
+    minutes = rows["event_time"] + pd.Timedelta("5min")  # so the bar's sample would see them
+    assert (minutes < rows["ingest_time"]).all()
+    assert append_rows(table, rows.assign(**values, event_time=minutes, ingest_time=minutes, written_at=LATER))
     made = _verify(copy, tracker, variant)
     assert made.ok, made.describe()
 
