@@ -139,7 +139,7 @@ def expected_max_sharpe(sharpe_std: float, num_trials: float) -> float:
     """
     if num_trials <= 1:
         return 0.0
-    high, higher = norm.ppf(1.0 - 1.0 / num_trials), norm.ppf(1.0 - 1.0 / (num_trials * np.e))
+    high, higher = norm.ppf(1.0 - 1.0 / num_trials), norm.ppf(1.0 - 1.0 / (num_trials * math.e))
     return float(sharpe_std * ((1.0 - EULER_GAMMA) * high + EULER_GAMMA * higher))
 
 
