@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.connection import ConnectionInterface
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
@@ -51,9 +53,7 @@ class RedisBackend:
 
     def read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The value under each key, by one MGET."""
-        with self._explained():
-            values: Any = self._client.mget(keys) if keys else []
-        return values
+        return self._exchange(b"MGET", *keys) if keys else []
 
     def write_newer(self, items: Sequence[tuple[bytes, bytes]]) -> int:
         """Store each value under its key unless a later one is there; returns how many were stored.
@@ -86,6 +86,21 @@ class RedisBackend:
         """Close the connections; the next call opens new ones."""
         self._client.close()
 
+    def _exchange(self, *command: bytes) -> Any:
+        """The reply to ``command``, by redis-py's pool, retries and errors.
+
+        What else its ``execute_command`` does, mostly for metrics, is a tenth of a read's time.
+        """
+        pool = self._client.connection_pool
+        with self._explained():
+            connection = pool.get_connection()
+            try:
+                return connection.retry.call_with_retry(
+                    partial(_reply_to, command, connection), lambda _: connection.disconnect()
+                )
+            finally:
+                pool.release(connection)
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
@@ -94,6 +109,11 @@ class RedisBackend:
             raise OnlineStoreError(
                 f"Redis did not answer ({type(error).__name__}: {error}); check the url and that the server runs"
             ) from error
+
+
+def _reply_to(command: Sequence[bytes], connection: ConnectionInterface) -> Any:
+    connection.send_command(*command)
+    return connection.read_response()
 
 
 def connect_redis(url: str, *, entry_ttl: timedelta | None = None) -> RedisBackend:

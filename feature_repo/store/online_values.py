@@ -19,6 +19,8 @@ from feature_repo.store.packed import FloatArray, OnlineStoreError, TimeArray, U
 
 # Array suffixes: N entities, F features.
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 _PREFIX: Final = "perennial/1"  # goes up with the packed format, so that two formats never meet under one key
 
 
@@ -74,10 +76,9 @@ class OnlineValues:
         self, views: Sequence[OnlineView], entities: Sequence[str | bytes], *, now: datetime
     ) -> tuple[Unpacked, ...]:
         """Several views' features of the same entities, in one round trip."""
-        parts = [_part(entity) for entity in entities]
-        keys = [prefix + part for prefix in map(self._prefix, views) for part in parts]
+        keys = [key for view in views for key in self._keys(view, entities)]
         packed = self.backend.read_many(keys)
-        moment, size = _micros(now), len(parts)
+        moment, size = _micros(now), len(entities)
         return tuple(
             _served(view, packed[at * size : (at + 1) * size], entities, moment) for at, view in enumerate(views)
         )
@@ -104,13 +105,16 @@ class OnlineValues:
         _check_known(view, np.maximum(event_N, ingest_N), _micros(now))
         packing = packing_of(view.features, view.others)
         packed = packing.pack(event_N.astype(np.int64), ingest_N.astype(np.int64), values_NF, tails)
-        prefix = self._prefix(view)
-        keys = [prefix + _part(entity) for entity in entities]
-        return self.backend.write_newer(list(zip(keys, packed, strict=True)))
+        return self.backend.write_newer(list(zip(self._keys(view, entities), packed, strict=True)))
 
     def drop_view(self, view: OnlineView) -> None:
         """Forget the view's values."""
         self.backend.drop(self._prefix(view))
+
+    def _keys(self, view: OnlineView, entities: Sequence[str | bytes]) -> list[bytes]:
+        prefix = self._prefix(view)
+        of_text = prefix + b"s:"
+        return [of_text + entity.encode() if isinstance(entity, str) else prefix + entity for entity in entities]
 
     def _prefix(self, view: OnlineView) -> bytes:
         if "/" in self._project or "/" in view.name:
@@ -118,14 +122,10 @@ class OnlineValues:
         return f"{_PREFIX}/{self._project}/{view.name}/".encode()
 
 
-def _part(entity: str | bytes) -> bytes:
-    return entity if isinstance(entity, bytes) else b"s:" + entity.encode()
-
-
 def _micros(time: datetime) -> np.datetime64:
     if time.tzinfo is None:
         raise OnlineStoreError(f"the time {time} has no time zone; give an aware time, such as one in UTC")
-    return np.datetime64(time.astimezone(UTC).replace(tzinfo=None), "us")
+    return np.datetime64((time - _EPOCH) // _MICROSECOND, "us")
 
 
 def _served(

@@ -66,8 +66,15 @@ class Packing:
         self._others = others
         self._head = FORMAT + _CHECKSUM.pack(crc32(names.encode()))
         self._fixed = np.dtype(
-            [("head", "<u8"), ("event", "<i8"), ("ingest", "<i8"), ("values", "<f8", (len(features),))]
+            [
+                ("head", "V8"),
+                ("event", "<M8[us]"),
+                ("ingest", "<M8[us]"),
+                ("values", "<f8", (len(features),)),
+                ("after", "V4"),  # the checksum, or what the tail starts with
+            ]
         )
+        self._tail_at = self._fixed.itemsize - _CHECKSUM.size
         never = np.array([NEVER])
         self._missing = self.pack(never, never, np.full((1, len(features)), np.nan))[0]
 
@@ -80,10 +87,10 @@ class Packing:
     ) -> list[bytes]:
         """One packed value an entity; times are in microseconds."""
         fixed_N = np.empty(len(event_N), self._fixed)
-        fixed_N["head"] = np.frombuffer(self._head, "<u8")[0]
+        fixed_N["head"] = np.void(self._head)
         fixed_N["event"], fixed_N["ingest"], fixed_N["values"] = event_N, ingest_N, values_NF
         whole, size = fixed_N.tobytes(), self._fixed.itemsize
-        bodies = [whole[at : at + size] for at in range(0, len(whole), size)]
+        bodies = [whole[at : at + self._tail_at] for at in range(0, len(whole), size)]
         if self._others and tails:
             bodies = [body + tail for body, tail in zip(bodies, tails, strict=True)]
         return [body + _CHECKSUM.pack(crc32(body)) for body in bodies]
@@ -97,36 +104,50 @@ class Packing:
             Bytes that were altered, or were packed by another schema.
         """
         whole = [self._missing if value is None else value for value in packed]
-        if set(map(crc32, whole)) - {_INTACT}:
-            raise OnlineStoreError(self._altered(whole, names))
         size = self._fixed.itemsize
-        joined = b"".join([value[:size] for value in whole])
-        if len(joined) != size * len(whole):
-            raise OnlineStoreError(self._mismatch(whole, names))
+        joined = b"".join([value[:size] for value in whole] if self._others else whole)
+        if len(joined) != size * len(whole) or not self._are_intact(whole, joined):
+            raise OnlineStoreError(self._refusal(whole, names))
         fixed_N = np.frombuffer(joined, self._fixed)
-        if (fixed_N["head"] != np.frombuffer(self._head, "<u8")[0]).any():
-            raise OnlineStoreError(self._mismatch(whole, names))
+        if fixed_N["head"].tobytes() != self._head * len(whole):
+            raise OnlineStoreError(self._refusal(whole, names))
         return Unpacked(
-            values_NF=fixed_N["values"].astype(np.float64),
-            event_N=fixed_N["event"].astype("datetime64[us]"),
-            ingest_N=fixed_N["ingest"].astype("datetime64[us]"),
-            tails=tuple(value[size : -_CHECKSUM.size] for value in whole) if self._others else (),
+            values_NF=fixed_N["values"].copy(),
+            event_N=fixed_N["event"].copy(),
+            ingest_N=fixed_N["ingest"].copy(),
+            tails=tuple(value[self._tail_at : -_CHECKSUM.size] for value in whole) if self._others else (),
         )
 
-    def _altered(self, whole: Sequence[bytes], names: Sequence[object]) -> str:
-        wrong = [name for name, value in zip(names, whole, strict=True) if crc32(value) != _INTACT]
-        return (
-            f"the stored values of {_few(wrong)} fail their checksum, so they were altered or cut short: "
-            "drop them and materialize again"
-        )
+    def _are_intact(self, whole: Sequence[bytes], joined: bytes) -> bool:
+        """Whether every value ends in its own checksum; ``joined`` is all of them where none has a tail."""
+        if self._others:
+            return set(map(crc32, whole)) <= {_INTACT}
+        return crc32(joined) == _crc32_of_many(self._missing, len(whole))
 
-    def _mismatch(self, whole: Sequence[bytes], names: Sequence[object]) -> str:
-        wrong = [name for name, value in zip(names, whole, strict=True) if not value.startswith(self._head)]
+    def _refusal(self, whole: Sequence[bytes], names: Sequence[object]) -> str:
+        altered = [name for name, value in zip(names, whole, strict=True) if crc32(value) != _INTACT]
+        if altered:
+            return (
+                f"the stored values of {_few(altered)} fail their checksum, so they were altered or cut short: "
+                "drop them and materialize again"
+            )
+        foreign = [name for name, value in zip(names, whole, strict=True) if not value.startswith(self._head)]
         return (
-            f"the stored values of {_few(wrong)} were written with another schema than the one asked for, which is "
+            f"the stored values of {_few(foreign)} were written with another schema than the one asked for, which is "
             f"{_few((*self._features, *self._others))}: materialize again, or raise the pipeline's version when its "
             "features change"
         )
+
+
+@lru_cache(maxsize=256)
+def _crc32_of_many(intact: bytes, num: int) -> int:
+    """The CRC-32 of ``num`` intact values of the size of ``intact``, end to end.
+
+    It is the same whatever they hold: an intact value takes the CRC's register from any state to the same next one as
+    another of its size does. A single altered one takes it elsewhere, which no later one undoes, so it is found as
+    surely as by its own checksum; several might hide one another by a chance of 1 in 2**32.
+    """
+    return crc32(intact * num)
 
 
 @lru_cache(maxsize=256)

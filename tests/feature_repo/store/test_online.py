@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sqlite3
@@ -235,9 +236,23 @@ def test_thousands_of_entities_in_one_call(values: OnlineValues) -> None:
     assert values.write_features(VIEW, names, **once) == 2500, "an equal row is written again"
     older = {**once, "ingest_N": times["ingest_N"] - np.timedelta64(1, "us")}
     assert values.write_features(VIEW, names, **older) == 0
-    found = values.read_features(VIEW, [*names, "none"], now=LATE)
-    assert found.values_NF[:-1, 0].tolist() == number.tolist()
-    assert np.isnan(found.values_NF[-1]).all()
+    found = values.read_features(VIEW, [*names, "none"] * 8, now=LATE)
+    assert np.array_equal(found.values_NF[:, 0], np.tile([*number, np.nan], 8), equal_nan=True)
+
+
+@pytest.mark.parametrize("others", [(), ("text",)], ids=["numbers", "with tails"])
+def test_missing_entities_are_missing_wherever_they_stand(values: OnlineValues, others: tuple[str, ...]) -> None:
+    view = OnlineView(name="v", features=("x", "y"), others=others)
+    rows = {"A": (1, b""), "B": (2, b"any bytes"), "C": (3, b"\0" * 300)}
+    for entity, (number, tail) in rows.items():
+        time, values_NF = micros([number * 1_000_000]), np.array([[number, -number]], float)
+        values.write_features(
+            view, [entity], event_N=time, ingest_N=time, values_NF=values_NF, tails=[tail] if others else [], now=LATE
+        )
+    for asked in itertools.product(["A", "B", "C", "none"], repeat=4):
+        found = values.read_features(view, asked, now=LATE)
+        assert served(found) == [None if name == "none" else (rows[name][0],) * 3 for name in asked]
+        assert found.tails == (tuple(rows.get(name, (0, b""))[1] for name in asked) if others else ())
 
 
 def test_dropping_a_view_leaves_its_namesakes(values: OnlineValues) -> None:
@@ -352,12 +367,14 @@ def test_a_fork_opens_connections_of_its_own(values: OnlineValues) -> None:
     put(values, np.array([[0, 1, 1, 1]]))
     child = os.fork()
     if child == 0:
+        found = []
         try:
+            found = served(values.read_features(VIEW, ["A"], now=LATE))
             put(values, np.array([[1, 2, 2, 2]]))
             values.backend.close()
         finally:
-            os._exit(0)
-    os.waitpid(child, 0)
+            os._exit(0 if found == [(1, 1, 1)] else 1)
+    assert os.waitpid(child, 0)[1] == 0
     put(values, np.array([[2, 3, 3, 3]]))
     assert served(values.read_features(VIEW, ["A", "B", "C"], now=LATE)) == [(n, n, n) for n in (1.0, 2.0, 3.0)]
 

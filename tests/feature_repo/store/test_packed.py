@@ -13,6 +13,7 @@ from feature_repo.store.packed import OnlineStoreError, Packing, packing_of, tim
 MICROS = st.integers(NEVER, 2**63 - 1)
 NAMES = ("a", "b", "c")
 PACKING = Packing(NAMES)
+WITH_TAILS = Packing(NAMES, ("text",))
 
 
 def pack_one(packing: Packing, event: int, ingest: int, values: list[float], tail: bytes = b"") -> bytes:
@@ -49,25 +50,53 @@ def test_nothing_asked_is_nothing_found() -> None:
 
 
 def test_tails_travel_beside_the_numbers() -> None:
-    packing = Packing(NAMES, ("text",))
-    packed = packing.pack(np.array([1, 2]), np.array([1, 2]), np.zeros((2, 3)), [b"", b"any bytes"])
-    found = packing.unpack([packed[1], None, packed[0]], "ABC")
-    assert found.tails == (b"any bytes", b"", b"")
+    times, values_NF = np.array([1, 2, 3]), np.arange(9.0).reshape(3, 3)
+    none, some, long = WITH_TAILS.pack(times, times, values_NF, [b"", b"any bytes", bytes(300)])
+    found = WITH_TAILS.unpack([some, None, none, long], "ABCD")
+    assert found.tails == (b"any bytes", b"", b"", bytes(300))
+    assert found.event_N.astype(np.int64).tolist() == [2, NEVER, 1, 3]
+    assert np.array_equal(found.values_NF[[0, 2, 3]], values_NF[[1, 0, 2]])
 
 
-def test_any_altered_byte_is_seen() -> None:
-    packed = pack_one(PACKING, 1, 2, [1.0, 2.0, 3.0])
+EACH_PACKING = pytest.mark.parametrize("packing", [PACKING, WITH_TAILS], ids=["numbers", "with tails"])
+
+
+def flip(packed: bytes, at: int, bits: int = 0x10) -> bytes:
+    return packed[:at] + bytes([packed[at] ^ bits]) + packed[at + 1 :]
+
+
+@EACH_PACKING
+def test_any_altered_byte_is_seen_in_any_place(packing: Packing) -> None:
+    packed = pack_one(packing, 1, 2, [1.0, 2.0, 3.0], b"tail")
     for at in range(len(packed)):
-        altered = packed[:at] + bytes([packed[at] ^ 0x10]) + packed[at + 1 :]
-        with pytest.raises(OnlineStoreError, match="of B fail their checksum"):
-            PACKING.unpack([packed, altered], ["A", "B"])
+        for place, name in enumerate("ABC"):
+            whole: list[bytes | None] = [packed, None, packed]
+            whole[place] = flip(packed, at)
+            with pytest.raises(OnlineStoreError, match=f"of {name} fail their checksum"):
+                packing.unpack(whole, "ABC")
 
 
-def test_a_value_cut_short_is_seen() -> None:
-    packed = pack_one(PACKING, 1, 2, [1.0, 2.0, 3.0])
+@EACH_PACKING
+def test_the_same_byte_altered_in_several_values_is_seen(packing: Packing) -> None:
+    """Values are checked together, where one error must not hide another."""
+    packed = pack_one(packing, 1, 2, [1.0, 2.0, 3.0], b"tail")
+    for at in range(len(packed)):
+        for bits in (0x01, 0x80, 0xFF):
+            altered = flip(packed, at, bits)
+            with pytest.raises(OnlineStoreError, match="of A, B fail their checksum"):
+                packing.unpack([altered, altered], "AB")
+            with pytest.raises(OnlineStoreError, match="of A, B, D fail their checksum"):
+                packing.unpack([altered, altered, packed, altered], "ABCD")
+
+
+@EACH_PACKING
+def test_a_value_cut_short_is_seen(packing: Packing) -> None:
+    packed = pack_one(packing, 1, 2, [1.0, 2.0, 3.0], b"tail")
     for size in range(len(packed)):
-        with pytest.raises(OnlineStoreError, match="fail their checksum"):
-            PACKING.unpack([packed[:size]], ["A"])
+        with pytest.raises(OnlineStoreError, match="of A fail their checksum"):
+            packing.unpack([packed[:size]], ["A"])
+        with pytest.raises(OnlineStoreError, match="of B, C fail their checksum"):
+            packing.unpack([packed, packed[:size], packed + bytes(len(packed) - size)], "ABC")
 
 
 @pytest.mark.parametrize(
