@@ -351,6 +351,25 @@ def import_forecasts(
 
 
 @app.command()
+def shadow(
+    market: Market = _DEFAULTS.market,
+    interval: Interval = _DEFAULTS.interval,
+    horizon: Horizon = _DEFAULTS.horizon,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Show whether a challenger on paper has shown itself better than Production; look as often as you like."""
+    settings = command_settings()
+    from flows.shadow import plain, render, shadow_now
+
+    config = CycleConfig(market=market, interval=interval, horizon=horizon)
+    found = shadow_now(settings, config, now=datetime.now(UTC))
+    if as_json:
+        echo(plain(found))
+    else:
+        render(make_console(), found)
+
+
+@app.command()
 def leakcheck(
     market: Market = _DEFAULTS.market,
     interval: Interval = _DEFAULTS.interval,

@@ -20,7 +20,7 @@ from training.metrics.performance import MIN_BETA_BARS
 from training.outside_signals import over
 from training.panels import load_panel
 from training.rating.engine import Ratings, rate
-from training.rating.evidence import Evidence
+from training.rating.evidence import Evidence, Finding
 from training.rating.judging import Judged
 from training.rating.judging import judge as ask_every_gate
 from training.rating.promotion_report import PromotionReport, html
@@ -95,11 +95,14 @@ def judge(
     active: Mapping[str, str] = MappingProxyType({}),
     beside: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
     num_tuning_trials: int = 0,
+    drift: Mapping[str, Finding] = MappingProxyType({}),
+    latency_p99_ms: Mapping[str, float] = MappingProxyType({}),
 ) -> Judgement:
     """Rate every variant that trained, gate all trials together, and choose the stages.
 
-    ``active`` maps who trades now to the stage. Only variants that nothing else stands against are refitted for their
-    certificate.
+    ``active`` maps who trades now to the stage. ``drift`` is what monitoring found (``flows.steps.evidence``) and
+    ``latency_p99_ms`` what serving measured, of the variants that have been running; of the others nothing is known.
+    Only variants that nothing else stands against are refitted for their certificate.
     """
     rated = rate_all(run, info, panels, trained, active=active, beside=beside)
     ratings = rated.ratings
@@ -107,7 +110,14 @@ def judge(
         ratings.variants,
         # before there are bars enough for a beta a residual is a raw return, and on those holding the market is skill
         ratings.residual_VT[:, MIN_BETA_BARS:],
-        {variant: _evidence(panels, trained.get(variant), checked) for variant in ratings.variants},
+        {
+            variant: replace(
+                _evidence(panels, trained.get(variant), checked),
+                latency_p99_ms=latency_p99_ms.get(variant),
+                drift=drift.get(variant),
+            )
+            for variant in ratings.variants
+        },
         seed=run.config.seed,
         periods_per_year=info.sessions_per_year,
         num_failed=len(rated.failed),
@@ -149,7 +159,7 @@ def _failure(folds: Sequence[FoldResult]) -> str:
 
 
 def _evidence(panels: Panels, trained: Trained | None, checked: LeakCheck) -> Evidence:
-    """What is known of a variant beside its returns; of one from outside nothing is."""
+    """What the cycle itself knows of a variant beside its returns; of one from outside nothing is."""
     if trained is None:
         return Evidence(fingerprint="")
     pipeline = trained.variant.pipeline

@@ -63,6 +63,7 @@ def test_help_shows_every_command() -> None:
         "rollback",
         "history",
         "audit",
+        "shadow",
     ):
         assert f" {command} " in shown
 
