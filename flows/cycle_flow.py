@@ -28,12 +28,13 @@ from sqlalchemy.exc import OperationalError
 from feature_repo.definitions.repo import open_feature_store
 from feature_repo.market.schema import Market
 from feature_repo.pipelines.catalog import CATALOGUE
+from flows import shadow
 from flows.console import make_console, phase, progress, variants_phase
 from flows.cycle import CycleConfig, CycleSummary, LabelKind, Policy, Splitter
 from flows.postgres import Databases, Hold
 from flows.settings import Settings, read_settings
 from flows.stages import open_log
-from flows.steps import data, describe, fit, judge, leaks, record, watch
+from flows.steps import data, describe, evidence, fit, judge, leaks, record, watch
 from flows.steps.run import Run, RunError, alone, name_run
 from training.engine import Pool
 from training.model_registry import ModelRegistry
@@ -68,6 +69,7 @@ assemble = step("Assemble point-in-time panels")(data.assemble_panels)
 check_leaks = step("Check for leaks")(leaks.check_leaks)
 judge_all = step("Rate and gate all variants")(judge.judge)
 register = step("Log and register the variants")(record.log_and_register_all)
+compare_staged = step("Test the challengers beside Production")(shadow.beside_production)
 change_stages = step("Move the stages")(record.change_stages)
 watch_drift = step("Watch for drift")(watch.watch)
 log_summary = step("Log the cycle's summary")(record.log_summary)
@@ -145,14 +147,14 @@ def _cycle(
     run = name_run(settings, config, market, now)
     tracker = Tracker(databases.url("mlflow"), settings.artifacts_url, run.market)
     with alone(databases, run.market) as connection:
-        with phase(bars, "Features, in two times"):
-            not_applicable = build_tables(run, market, connection)
-        with phase(bars, "Point-in-time panels, by Feast"):
-            panels = _panels(run, market, databases, [name for name in CATALOGUE if name not in not_applicable])
-        with phase(bars, "Leaks: who knows the future"):
-            checked = check_leaks(run, market, panels)
-        chosen = fit.choose_variants(config, list(panels.folders))
         with fit.fit_pool(settings) as pool:
+            with phase(bars, "Features, in two times"):
+                not_applicable = build_tables(run, market, connection, pool)
+            with phase(bars, "Point-in-time panels, by Feast"):
+                panels = _panels(run, market, databases, [name for name in CATALOGUE if name not in not_applicable])
+            with phase(bars, "Leaks: who knows the future"):
+                checked = check_leaks(run, market, panels)
+            chosen = fit.choose_variants(config, list(panels.folders))
             tuned = _tune_all(run, market, panels, chosen, databases, pool, bars)
             trained = _train_all(run, market, panels, chosen, tuned, pool, bars)
         with phase(bars, "Ratings and gates"):
@@ -166,10 +168,14 @@ def _cycle(
                 active={held.variant: held.stage for held in current(tracker.client, run.market)},
                 beside=comparable(registry, interval=config.interval, horizon=config.horizon),
                 num_tuning_trials=sum(each.num_trials for each in tuned.values()),
+                drift=evidence.read_drift(connection, run, panels),
             )
         with phase(bars, "MLflow runs and versions"):
             registered = register(run, tracker, trained, panels, judgement, market.info.sessions_per_year)
         with phase(bars, "Stages"), open_log(settings, databases) as log:
+            # before any stage moves: with another set in Production all tests begin again
+            shown = compare_staged(settings, config, market, tracker.client, log, now=run.now)
+            shadow.keep(tracker.client, shown)
             change_stages(run, tracker, log, judgement, registered.versions)
         with phase(bars, "Drift and reports"):
             watched = watch_drift(
@@ -203,7 +209,7 @@ def _cycle(
         },
         seconds=time.monotonic() - started,
     )
-    return replace(summary, gate={**summary.gate, "Leak check": checked.describe()})
+    return replace(summary, gate={**summary.gate, "Leak check": checked.describe(), "Challengers": shown.why})
 
 
 def _panels(run: Run, market: Market, databases: Databases, applicable: Sequence[str]) -> data.Panels:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import psycopg
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -28,11 +29,15 @@ from flows.settings import Settings
 from flows.steps import data, describe, fit, judge, record
 from flows.steps.fit import Trained
 from flows.steps.run import Run, alone, name_run
+from training.engine import Pool
 from training.models.registry import architecture
 from training.models.spec import Budget
 from training.stacking import plan_stacks
 from training.tracking import Tracker
 from training.variants import Variant
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
 
 _FAMILIES = ("deep", "classical", "econometric", "agent")
 _NUM_SHOWN = 15
@@ -63,21 +68,26 @@ class FactoryReport:
 def train_catalogue(settings: Settings, config: CycleConfig, bars: Progress) -> FactoryReport:
     """Train every variant of the catalogue that the market has data for, rate them and log them to MLflow."""
     started, now = time.monotonic(), datetime.now(UTC)
-    with Hold(settings) as hold:
+    with Hold(settings) as hold, fit.fit_pool(settings) as pool:
         market = data.load(config, now)
         run = name_run(settings, config, market, now)
-        tracker = Tracker(hold.databases.url("mlflow"), settings.artifacts_url, run.market)
         listed = fit.listed_variants(config)
         with alone(hold.databases, run.market) as connection:
-            not_applicable, panels = _panels(run, market, hold.databases, connection)
+            with ThreadPoolExecutor(1) as beside:  # the workers build while this process imports what takes seconds
+                tables = beside.submit(data.build_tables, run, market, connection, pool)
+                tracker = Tracker(hold.databases.url("mlflow"), settings.artifacts_url, run.market)
+                store = _open_store(run, hold.databases)
+                absent = tables.result()
+            panels = data.assemble_panels(run, market, [name for name in CATALOGUE if name not in absent], store)
             prepared = time.monotonic()
             chosen = fit.choose_variants(config, list(panels.folders))
-            trained = _train(settings, run, market, panels, chosen, bars)
+            trained = _train(pool, run, market, panels, chosen, bars)
             fitted = time.monotonic()
             rated = judge.rate_all(run, market.info, panels, trained)
             ranking = record.ranking_table(trained, rated).assign(stage="None")
             _log(run, tracker, market, panels, trained, rated, ranking)
     ended = time.monotonic()
+    no_panel = {**absent, **panels.not_applicable}
     networks = [result for each in trained.values() for result in each.results if result.epochs]
     return FactoryReport(
         cycle_id=run.cycle_id,
@@ -86,9 +96,7 @@ def train_catalogue(settings: Settings, config: CycleConfig, bars: Progress) -> 
         num_by_family={name: sum(variant.family == name for variant in chosen) for name in _FAMILIES},
         trained=list(rated.tracks.variants),
         failed=rated.failed,
-        not_applicable={
-            variant.id: not_applicable[variant.pipeline] for variant in listed if variant.pipeline in not_applicable
-        },
+        not_applicable={variant.id: no_panel[variant.pipeline] for variant in listed if variant.pipeline in no_panel},
         num_networks=len(networks),
         num_at_cap=sum(result.epochs >= Budget().max_epochs for result in networks),
         ranking=ranking,
@@ -100,27 +108,21 @@ def train_catalogue(settings: Settings, config: CycleConfig, bars: Progress) -> 
     )
 
 
-def _panels(
-    run: Run, market: Market, databases: Databases, connection: psycopg.Connection
-) -> tuple[Mapping[str, str], data.Panels]:
-    """The panels, and why pipelines without one have none."""
+def _open_store(run: Run, databases: Databases) -> FeatureStore:
     from feature_repo.definitions.repo import open_feature_store  # Feast takes seconds to import
 
-    not_applicable = data.build_tables(run, market, connection)
-    store = open_feature_store(
+    return open_feature_store(
         project=data.feast_project(run.market, run.config.interval),
         registry=databases.url("feast"),
         features_root=run.features,
         interval=run.config.interval,
     )
-    panels = data.assemble_panels(run, market, [name for name in CATALOGUE if name not in not_applicable], store)
-    return {**not_applicable, **panels.not_applicable}, panels
 
 
 def _train(
-    settings: Settings, run: Run, market: Market, panels: data.Panels, chosen: Sequence[Variant], bars: Progress
+    pool: Pool, run: Run, market: Market, panels: data.Panels, chosen: Sequence[Variant], bars: Progress
 ) -> dict[str, Trained]:
-    """Every fold of every variant through one pool, what takes longest first so that no core is left waiting."""
+    """Every fold of every variant through the pool, what takes longest first so that no core is left waiting."""
     jobs = {
         variant.id: [
             fit.fold_task(
@@ -141,10 +143,7 @@ def _train(
     tasks = plan_stacks([task for variant in slowest_first for task in jobs[variant.id]])
     jobs = {name: [task for task in tasks if task.variant.id == name] for name in jobs}
     num_fits = {name: len(job) for name, job in jobs.items()}
-    with (
-        variants_phase(bars, f"Training {len(jobs)} variants", num_fits) as ended,
-        fit.fit_pool(settings) as pool,
-    ):
+    with variants_phase(bars, f"Training {len(jobs)} variants", num_fits) as ended:
         results = fit.run_tasks(tasks, pool, lambda result: ended(result.variant, ok=result.ok))
     by_task = {(result.variant, result.fold): result for result in results}
     return {

@@ -65,6 +65,8 @@ class Databases:
 class Hold:
     """The right to use Postgres until ``release`` or the end of the ``with`` block; the last one out stops it.
 
+    Nobody waits for it to write out what it holds in memory: whoever comes next does, if it is soon.
+
     ``fd`` is the lock file of the embedded server (None for one of yours): a child that inherits it holds too, so a
     release leaves the server to such children.
     """
@@ -93,7 +95,7 @@ class Hold:
             with _exclusively(self._settings):
                 self._users.close()
                 self._users = None
-                _stop_if_unused(self._settings)
+                _stop_if_unused(self._settings, wait=False)
 
     def __enter__(self) -> Hold:
         return self
@@ -136,7 +138,7 @@ def stop(settings: Settings) -> bool:
     if settings.database_url or not _postmaster(_data(settings)):
         return False
     with _exclusively(settings):
-        return _stop_if_unused(settings)
+        return _stop_if_unused(settings, wait=True)
 
 
 def first_start_note(settings: Settings) -> str | None:
@@ -180,7 +182,7 @@ def _enter(settings: Settings) -> tuple[IO[bytes], Databases]:
             raise
 
 
-def _stop_if_unused(settings: Settings) -> bool:
+def _stop_if_unused(settings: Settings, *, wait: bool) -> bool:
     with (settings.run / "postgres.users").open("ab") as users:
         try:
             fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,7 +191,9 @@ def _stop_if_unused(settings: Settings) -> bool:
         data = _data(settings)
         if not _postmaster(data):
             return False
-        _pg("pg_ctl", "stop", "-w", "-m", "fast", "-t", str(_PATIENCE_S), "-D", str(data))
+        if _status(_pid_file(data)) == "ready":  # else it is on its way out already
+            _pg("pg_ctl", "stop", "-W", "-m", "fast", "-D", str(data))
+        _await_stop(data, ended=wait)
         return True
 
 
@@ -264,6 +268,15 @@ def _await_settled(data: Path) -> None:
         if time.monotonic() > deadline:
             raise PostgresError(f"Postgres has been {status} for {_PATIENCE_S} s: see {data.parent / 'log'}")
         time.sleep(0.05)
+
+
+def _await_stop(data: Path, *, ended: bool) -> None:
+    """Wait until a server that was told to stop has ``ended``, or has heard: nobody may take it for running."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while _postmaster(data) and (ended or _status(_pid_file(data)) == "ready"):
+        if time.monotonic() > deadline:
+            raise PostgresError(f"Postgres has not stopped for {_PATIENCE_S} s: see {data.parent / 'log'}")
+        time.sleep(0.01)
 
 
 def _forget_recycled_pid(data: Path) -> None:

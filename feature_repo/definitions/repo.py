@@ -7,6 +7,9 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
+import feature_repo.definitions.quick_feast  # noqa: F401
+
+# isort: split
 import yaml
 from feast import Entity, FeatureStore, FeatureView, RepoConfig
 from feast.errors import FeastObjectNotFoundException

@@ -32,10 +32,12 @@ from feature_repo.store.tables import append_rows
 from flows.cycle import CycleConfig
 from flows.steps.run import Run
 from training.dataset import Labels, Panel
+from training.engine import Lost, Pool
 from training.labels import LabelKind, make_labels
 from training.panels import PanelError, build_panel, known_features, save_panel
 from training.splits.walk_forward import Fold, final_fold, walk_forward
 from training.splits.yearly import yearly
+from training.worker import EngineError
 
 FloatArray = NDArray[np.float64]
 
@@ -48,6 +50,7 @@ TEST: Final = 21
 TUNING_FOLDS: Final = 2
 LONGEST_LOOKBACK: Final = 90
 BAR: Final = "bar"
+PRODUCER: Final = "perennial"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,29 +97,62 @@ def market_view(market: str, interval: str, name: str) -> View:
     return View(name=f"{market}/{interval}/{name}", version=1)
 
 
-def build_tables(run: Run, market: Market, connection: psycopg.Connection | None) -> dict[str, str]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableTask:
+    """One pipeline's feature table to be built from these bars."""
+
+    pipeline: str
+    bars: pd.DataFrame
+    run_id: str
+    git_sha: str
+    written_at: datetime
+
+
+def build_table(task: TableTask) -> tuple[str, pd.DataFrame | str]:
+    """The pipeline's name and its rows, or the reason why it does not apply to these bars."""
+    by = {"producer": PRODUCER, "producer_version": task.git_sha, "run_id": task.run_id}
+    try:
+        return task.pipeline, build_features(pipeline(task.pipeline), task.bars, **by, written_at=task.written_at)
+    except NotApplicableError as reason:
+        return task.pipeline, str(reason)
+
+
+def build_tables(
+    run: Run, market: Market, connection: psycopg.Connection | None, pool: Pool | None = None
+) -> dict[str, str]:
     """Bring every pipeline's feature table up to date; returns the pipelines that don't apply, with the reason.
 
     The tables are recorded in Postgres (``connection`` is in autocommit mode) and exported to ``run.features``, or
-    are there alone, where they are nobody else's business (None).
+    are there alone, where they are nobody else's business (None). They are built in the ``pool``, or here without one.
     """
-    not_applicable = {}
-    by = {"producer": "perennial", "producer_version": run.git_sha, "run_id": run.cycle_id}
     bars = pipeline_bars(market, run.config.interval)
-    for name in (BAR, *CATALOGUE):
-        spec = pipeline(name)
-        try:
-            rows = build_features(spec, bars, **by, written_at=run.now)
-        except NotApplicableError as reason:
-            not_applicable[name] = str(reason)
-            continue
+    tasks = [
+        TableTask(pipeline=name, bars=bars, run_id=run.cycle_id, git_sha=run.git_sha, written_at=run.now)
+        for name in (BAR, *CATALOGUE)
+    ]
+    absent: dict[str, str] = {}
+
+    def write(built: tuple[str, pd.DataFrame | str] | Lost[TableTask]) -> None:
+        if isinstance(built, Lost):
+            raise EngineError(f"the feature table of {built.task.pipeline} could not be built: {built.reason}")
+        name, rows = built
+        if isinstance(rows, str):
+            absent[name] = rows
+            return
         # a version waiting for its tick is not known yet; written early it could differ from the one that comes
         known = rows[rows["ingest_time"] <= (run.config.as_of or run.now)]
-        _write_rows(run, spec.view_name, known, connection, may_grow=False)
+        _write_rows(run, pipeline(name).view_name, known, connection, may_grow=False)
+
+    if pool is None:
+        for task in tasks:
+            write(build_table(task))
+    else:
+        pool.map(build_table, tasks, on_done=write)
     if "fundamentals" in market.tables:
+        by = {"producer": PRODUCER, "producer_version": run.git_sha, "run_id": run.cycle_id}
         rows = fundamental_rows(market.tables["fundamentals"], **by, written_at=run.now)
         _write_rows(run, fundamentals.VIEW, rows, connection, may_grow=True)
-    return not_applicable
+    return {name: absent[name] for name in (BAR, *CATALOGUE) if name in absent}
 
 
 def _write_rows(

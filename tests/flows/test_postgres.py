@@ -75,6 +75,19 @@ def test_it_runs_while_held_and_stops_with_the_last_holder(home: Settings) -> No
     assert postgres.attached(home) is None
 
 
+def test_who_comes_while_it_stops_waits_and_starts_it_again(home: Settings) -> None:
+    for _ in range(3):
+        with Hold(home) as hold:
+            server = _server(home)
+            with connect(hold.databases.dsn("perennial"), autocommit=True) as connection:
+                connection.execute("DROP TABLE IF EXISTS much")  # for the checkpoint on the way out
+                connection.execute("CREATE TABLE much AS SELECT repeat('x', 1000) FROM generate_series(1, 100000)")
+        assert postgres.attached(home) is None
+        with Hold(home) as hold:
+            assert _answer(hold.databases) == 42
+            assert _server(home) != server
+
+
 def test_the_four_databases_are_there_and_speak_utc(home: Settings) -> None:
     with Hold(home) as hold:
         for name in postgres.NAMES:
@@ -148,6 +161,7 @@ def test_a_pid_that_another_program_has_by_now_is_no_server(home: Settings) -> N
     with Hold(home):
         pid_file = postgres._data(home) / "postmaster.pid"
         text = pid_file.read_text().split("\n", 1)
+    postgres.stop(home)  # the last one out does not wait for it
     pid_file.write_text(f"{os.getpid()}\n{text[1]}")
     assert postgres.attached(home) is None
     with Hold(home) as hold:
