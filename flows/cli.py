@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from flows import ingest, stage_commands
+from flows import evaluate_command, ingest, stage_commands
 from flows.command import Json, command_settings, echo, table
 from flows.console import make_console
 from flows.cycle import CycleConfig, LabelKind, Policy, Splitter
@@ -73,6 +73,7 @@ features = typer.Typer(no_args_is_help=True, help="The features: tear sheets bef
 app.add_typer(features, name="features")
 app.add_typer(ingest.app, name="ingest")
 stage_commands.register(app)
+evaluate_command.register(app)
 signals = typer.Typer(no_args_is_help=True, help="Forecasts of your own, from a file.")
 app.add_typer(signals, name="signals")
 
@@ -348,25 +349,6 @@ def import_forecasts(
         f"{done.variant}, version {done.version}: {done.num_new:,} new forecasts, {done.num_known:,} known already; "
         f"{done.num_witnessed:,} of the new ones came before their outcome was known."
     )
-
-
-@app.command()
-def shadow(
-    market: Market = _DEFAULTS.market,
-    interval: Interval = _DEFAULTS.interval,
-    horizon: Horizon = _DEFAULTS.horizon,
-    as_json: Json = False,  # noqa: FBT002
-) -> None:
-    """Show whether a challenger on paper has shown itself better than Production; look as often as you like."""
-    settings = command_settings()
-    from flows.shadow import plain, render, shadow_now
-
-    config = CycleConfig(market=market, interval=interval, horizon=horizon)
-    found = shadow_now(settings, config, now=datetime.now(UTC))
-    if as_json:
-        echo(plain(found))
-    else:
-        render(make_console(), found)
 
 
 @app.command()

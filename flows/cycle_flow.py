@@ -37,6 +37,7 @@ from flows.stages import open_log
 from flows.steps import data, describe, evidence, fit, judge, leaks, record, watch
 from flows.steps.run import Run, RunError, alone, name_run
 from training.engine import Pool
+from training.latency import latency_p99
 from training.model_registry import ModelRegistry
 from training.outside_signals import comparable
 from training.rating.promotion import current
@@ -169,6 +170,7 @@ def _cycle(
                 beside=comparable(registry, interval=config.interval, horizon=config.horizon),
                 num_tuning_trials=sum(each.num_trials for each in tuned.values()),
                 drift=evidence.read_drift(connection, run, panels),
+                latency_p99_ms=latency_p99(connection, run.market),
             )
         with phase(bars, "MLflow runs and versions"):
             registered = register(run, tracker, trained, panels, judgement, market.info.sessions_per_year)

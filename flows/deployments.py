@@ -17,6 +17,7 @@ def main() -> None:
     from prefect import serve
 
     from flows.cycle_flow import cycle
+    from flows.evaluate_flow import evaluate
     from flows.snapshot_flow import snapshot
 
     deployment: Any = cycle.to_deployment(  # typed as a coroutine too, which it is in async code only
@@ -25,9 +26,15 @@ def main() -> None:
     every_five_minutes: Any = snapshot.to_deployment(
         name="snapshot", description="The live figures of every variant.", tags=["perennial"], cron="*/5 * * * *"
     )
+    every_quarter: Any = evaluate.to_deployment(
+        name="evaluate",
+        description="New bars, forecast by every fitted variant.",
+        tags=["perennial"],
+        cron="*/15 * * * *",
+    )
     # a thread, not a flow: every run of a flow is a process that imports for seconds
     threading.Thread(target=_watch_stages, daemon=True).start()
-    serve(deployment, every_five_minutes, pause_on_shutdown=False)
+    serve(deployment, every_five_minutes, every_quarter, pause_on_shutdown=False)
 
 
 def _watch_stages() -> None:

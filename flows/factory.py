@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich.console import Console
@@ -24,7 +23,7 @@ from feature_repo.market.schema import Market
 from feature_repo.pipelines.catalog import CATALOGUE
 from flows.console import variants_phase
 from flows.cycle import CycleConfig
-from flows.postgres import Databases, Hold
+from flows.postgres import Hold
 from flows.settings import Settings
 from flows.steps import data, describe, fit, judge, record
 from flows.steps.fit import Trained
@@ -35,9 +34,6 @@ from training.models.spec import Budget
 from training.stacking import plan_stacks
 from training.tracking import Tracker
 from training.variants import Variant
-
-if TYPE_CHECKING:
-    from feast import FeatureStore
 
 _FAMILIES = ("deep", "classical", "econometric", "agent")
 _NUM_SHOWN = 15
@@ -76,7 +72,7 @@ def train_catalogue(settings: Settings, config: CycleConfig, bars: Progress) -> 
             with ThreadPoolExecutor(1) as beside:  # the workers build while this process imports what takes seconds
                 tables = beside.submit(data.build_tables, run, market, connection, pool)
                 tracker = Tracker(hold.databases.url("mlflow"), settings.artifacts_url, run.market)
-                store = _open_store(run, hold.databases)
+                store = data.open_store(run, hold.databases.url("feast"))
                 absent = tables.result()
             panels = data.assemble_panels(run, market, [name for name in CATALOGUE if name not in absent], store)
             prepared = time.monotonic()
@@ -105,17 +101,6 @@ def train_catalogue(settings: Settings, config: CycleConfig, bars: Progress) -> 
             "training": fitted - prepared,
             "rating and MLflow": ended - fitted,
         },
-    )
-
-
-def _open_store(run: Run, databases: Databases) -> FeatureStore:
-    from feature_repo.definitions.repo import open_feature_store  # Feast takes seconds to import
-
-    return open_feature_store(
-        project=data.feast_project(run.market, run.config.interval),
-        registry=databases.url("feast"),
-        features_root=run.features,
-        interval=run.config.interval,
     )
 
 

@@ -1,4 +1,4 @@
-"""The commands about stages: promote, demote, rollback, history, audit."""
+"""The commands about stages: promote, demote, rollback, history, audit, shadow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ ByPolicy = Annotated[
 ]
 
 audit = typer.Typer(no_args_is_help=True, help="The log of every change of stage, and whether it is whole.")
-_POLICY = CycleConfig().policy
+_DEFAULTS = CycleConfig()
+_POLICY = _DEFAULTS.policy
 _STAGES: dict[str, Stage] = {
     "none": "None",
     "staging": "Staging",
@@ -37,7 +38,7 @@ _STAGES: dict[str, Stage] = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (promote, demote, rollback, history):
+    for command in (promote, demote, rollback, history, shadow):
         app.command()(command)
     app.add_typer(audit, name="audit")
 
@@ -107,6 +108,24 @@ def history(
         make_console().print(table(f"{len(rows)} changes", [{name: row[name] for name in shown} for row in rows]))
     else:
         make_console().print("No stage was ever changed.")
+
+
+def shadow(
+    market: Annotated[str, typer.Option(help="A built-in market, or a folder of your own data.")] = _DEFAULTS.market,
+    interval: Annotated[str, typer.Option(help="The bars to use, such as 1d or 1h.")] = _DEFAULTS.interval,
+    horizon: Annotated[int, typer.Option(min=1, help="Bars ahead that are forecast.")] = _DEFAULTS.horizon,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Show whether a challenger on paper has shown itself better than Production; look as often as you like."""
+    settings = command_settings()
+    from flows.shadow import plain, render, shadow_now
+
+    config = CycleConfig(market=market, interval=interval, horizon=horizon)
+    found = shadow_now(settings, config, now=datetime.now(UTC))
+    if as_json:
+        echo(plain(found))
+    else:
+        render(make_console(), found)
 
 
 @audit.command("verify")

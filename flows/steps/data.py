@@ -92,6 +92,18 @@ def feast_project(market: str, interval: str) -> str:
     return re.sub(r"\W", "_", f"{market}_{interval}")
 
 
+def open_store(run: Run, registry: str) -> FeatureStore:
+    """The market's Feast store, its definitions registered at this URL."""
+    from feature_repo.definitions.repo import open_feature_store  # Feast takes seconds to import
+
+    return open_feature_store(
+        project=feast_project(run.market, run.config.interval),
+        registry=registry,
+        features_root=run.features,
+        interval=run.config.interval,
+    )
+
+
 def market_view(market: str, interval: str, name: str) -> View:
     """A view of a market's pipelines as Postgres knows it: by the path of its folder, for all markets have the same."""
     return View(name=f"{market}/{interval}/{name}", version=1)

@@ -96,7 +96,7 @@ def alone(databases: Databases, market: str) -> Iterator[psycopg.Connection]:
 
     The lock ends with the connection, however the process ends.
     """
-    for package in ("feature_repo", "monitoring"):
+    for package in ("feature_repo", "training", "monitoring"):
         migrate(databases.dsn("perennial"), package)
     with connect(databases.dsn("perennial")) as connection:
         connection.autocommit = True

@@ -64,6 +64,7 @@ def test_help_shows_every_command() -> None:
         "history",
         "audit",
         "shadow",
+        "evaluate",
     ):
         assert f" {command} " in shown
 
