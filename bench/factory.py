@@ -1,9 +1,10 @@
 """What the factory adds to the fits themselves.
 
-``perennial factory train`` over every 8th variant of the catalogue, from a cold home: its wall time times the cores,
-over the CPU time of the bare fits and forecasts (``model.fit`` and ``model.predict`` on arrays that are there already),
-made by as many plain processes at once. Beside it: what rating and MLflow took of it, and the most memory that all its
-processes held. (``bench.stacking`` has networks trained together, ``bench.tracking`` MLflow at full size.)
+``perennial factory train`` over every 8th variant of the catalogue, in a home whose databases were made beforehand and
+that has nothing else, no feature, panel or fit: its wall time times the cores, over the CPU time of the bare fits and
+forecasts (``model.fit`` and ``model.predict`` on arrays that are there already), made by as many plain processes at
+once. Beside it: what rating and MLflow took of it, and the most memory that all its processes held.
+(``bench.stacking`` has networks trained together, ``bench.tracking`` MLflow at full size.)
 
 The market is a simulated one, written as a market directory first, in which every pipeline has data.
 """
@@ -35,6 +36,7 @@ from training.models.fitted import complete_params
 from training.models.registry import architecture
 from training.models.spec import Budget
 from training.splits.walk_forward import walk_forward
+from training.tracking import connect
 from training.variants import Variant, catalogue, find
 
 EVERY: Final = 8
@@ -61,7 +63,8 @@ class Trained:
 
 
 def train(ids: Sequence[str], market: Path, home: Path) -> Trained:
-    """The platform, from a home that has nothing yet."""
+    """The platform, from a home without features."""
+    make_databases(home)
     listed = home.with_suffix(".toml")
     listed.write_text(f"ids = {json.dumps(list(ids))}\n")
     command = [sys.executable, "-m", "flows.cli", "factory", "train", "--json", "--folds", "1"]
@@ -78,6 +81,14 @@ def train(ids: Sequence[str], market: Path, home: Path) -> Trained:
     if process.returncode:
         raise RuntimeError(f"the training failed with status {process.returncode}; its error is above")
     return Trained(wall_s=wall_s, report=json.loads(out), peak_gib=peak.stop() / 2**30)
+
+
+def make_databases(home: Path) -> None:
+    """What the first command in a home does once: a Postgres, and MLflow's tables in it."""
+    settings = Settings(home=home)
+    with postgres.Hold(settings) as hold:
+        connect(hold.databases.url("mlflow")).search_experiments()
+    postgres.stop(settings)
 
 
 class _Peak:
@@ -194,7 +205,7 @@ def _report(trained: Trained, bare_s: float, num_ids: int, *, quick: bool) -> Re
         ],
         facts=[
             f"{num_ids} variants, every {EVERY}th of the catalogue{' and of those some' if quick else ''}, one fold of "
-            f"{TRAIN}/{VALIDATE}/{TEST} bars, 12 simulated assets; {CORES} workers, nothing cached, nothing stacked",
+            f"{TRAIN}/{VALIDATE}/{TEST} bars, 12 simulated assets; {CORES} workers, no feature cached, nothing stacked",
             f"{trained.report['num_at_cap']} of {trained.report['num_networks']} networks ran to the last epoch",
         ],
     )
