@@ -1,11 +1,14 @@
 """``perennial verify``: a registered model is made again from what is recorded, and its certificate kept beside it.
 
-The training set is rebuilt as known then: the market's rows known at the time, and of its feature tables the rows that
-were written by then. Where those tables are not here (a fresh clone with the same market data), they are built anew.
+The training set is rebuilt as known then, twice: from the stored feature tables, of which the rows that were written
+by then count, and from the market's data alone. The second must come to the same, unless all that the data say now has
+come into the tables since: rows that are dated back, recorded by a later run, change nothing; data that were changed
+and say what no table knows are found. Where there are no tables (a fresh clone with the same data) it is all there is.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -17,9 +20,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from feature_repo.market.schema import Market
 from feature_repo.market.sources import SOURCES
 from feature_repo.pipelines.catalog import pipeline
-from feature_repo.store.tables import require_unchanged
+from feature_repo.store.tables import append_rows, read_rows, require_unchanged
 from flows.cycle import CycleConfig
 from flows.settings import Settings
 from flows.steps import data
@@ -155,44 +159,63 @@ def rebuild_of(folder: Path, *, market: str, features: Path, scratch: Path, now:
     if place not in SOURCES and not Path(place).is_dir():
         return Rebuilt(why=f"its market's data are not in {place}; say where they are with --market")
     try:
-        return Rebuilt(panel=rebuild(recipe, place, features / recipe.task.interval, scratch, now))
+        return rebuild(recipe, place, features / recipe.task.interval, scratch, now)
     except Exception as error:  # whatever a damaged file may lead to, in any reader
         return Rebuilt(why=f"{type(error).__name__}: {error}", is_damaged=True)
 
 
-def rebuild(recipe: Recipe, market: str, features: Path, scratch: Path, now: datetime) -> Path:
-    """Make a panel again from what was known when it was made; returns the folder it is saved in."""
-    from feature_repo.definitions.repo import open_feature_store  # Feast takes seconds to import
-
+def rebuild(recipe: Recipe, place: str, features: Path, scratch: Path, now: datetime) -> Rebuilt:
+    """Make a panel again from what was known when it was made, by the tables in ``features`` and by the data alone."""
     scratch.mkdir(parents=True, exist_ok=True)
     task = recipe.task
     made_at = datetime.fromisoformat(task.made_at)
     config = CycleConfig(
-        market=market,
+        market=place,
         interval=task.interval,
         horizon=recipe.horizon,
         label=recipe.label,
         as_of=datetime.fromisoformat(task.as_of or task.made_at),
     )
     known = data.load(config, now)
-    if not (features / pipeline(task.variant.pipeline).view_name).is_dir():
-        run = run_apart(_NAME, config, known, made_at, scratch)
-        data.build_tables(run, known, None)
-        features = run.features
-    for name in (task.variant.pipeline, data.BAR):
-        require_unchanged(features / pipeline(name).view_name)
+    run = run_apart(_NAME, config, known, made_at, scratch)
+    data.build_tables(run, known, None, pipelines=[task.variant.pipeline])
+    anew = _panel(recipe, known, run.features, scratch / "anew")
+    views = [features / pipeline(name).view_name for name in (task.variant.pipeline, data.BAR)]
+    if not views[0].is_dir():
+        return Rebuilt(panel=anew)
+    for view in views:
+        require_unchanged(view)
+    then = _panel(recipe, known, features, scratch / "then", written_before=made_at)
+    if then.name == anew.name or all(_knows(view, run.features / view.name, scratch / "tables") for view in views):
+        return Rebuilt(panel=then)
+    return Rebuilt(panel=then, differs=f"{anew.name} from the data in {place}, which are not what the tables hold")
+
+
+def _panel(
+    recipe: Recipe, known: Market, features: Path, scratch: Path, written_before: datetime | None = None
+) -> Path:
+    """The panel by these feature tables, saved in a folder that is named for its fingerprint."""
+    from feature_repo.definitions.repo import open_feature_store  # Feast takes seconds to import
+
+    scratch.mkdir()
     store = open_feature_store(
         project=_NAME,
         registry=f"sqlite:///{scratch}/registry.db",
         features_root=features,
-        interval=task.interval,
-        written_before=made_at,
+        interval=recipe.task.interval,
+        written_before=written_before,
     )
-    grid = data.market_grid(known, task.interval)
+    grid = data.market_grid(known, recipe.task.interval)
     first = np.datetime64(recipe.first_event.removesuffix("+00:00"), "us")
     grid = grid.tail(int((grid.event_times_T >= first).sum()))
-    panel = data.point_in_time_panel(task.variant.pipeline, known, grid, recipe.horizon, store, label=recipe.label)
-    return save_panel(panel, scratch / "panels")
+    name, horizon, label = recipe.task.variant.pipeline, recipe.horizon, recipe.label
+    return save_panel(data.point_in_time_panel(name, known, grid, horizon, store, label=label), scratch / "panels")
+
+
+def _knows(table: Path, anew: Path, scratch: Path) -> bool:
+    """Whether a feature table, as it is now, says all that one says that was built anew."""
+    copy = shutil.copytree(table, scratch / table.name)
+    return append_rows(copy, read_rows(anew)) == 0
 
 
 def render(console: Console, made: Certificate) -> None:

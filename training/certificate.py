@@ -107,12 +107,14 @@ class Certificate:
 class Rebuilt:
     """The training set as made again: ``panel`` is its folder, None where ``why`` says why there is none.
 
-    ``is_damaged`` tells what it should be made of being there and unreadable from its not being there.
+    ``is_damaged`` tells what it should be made of being there and unreadable from its not being there. ``differs`` says
+    what it is by the market's own data, where these are not what its feature tables were made of.
     """
 
     panel: Path | None = None
     why: str = ""
     is_damaged: bool = False
+    differs: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,6 +265,8 @@ def _data(
     }
     if rebuilt.is_damaged:
         facts["rebuilt"] = (recorded, rebuilt.why)
+    if rebuilt.differs:
+        facts["built anew"] = (recorded, rebuilt.differs)
     item = _compared("training data", facts)
     if item.status == "ok" and rebuilt.panel is None:
         return replace(item, status="not checkable", got=f"it could not be rebuilt: {rebuilt.why}")

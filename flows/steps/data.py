@@ -130,9 +130,14 @@ def build_table(task: TableTask) -> tuple[str, pd.DataFrame | str]:
 
 
 def build_tables(
-    run: Run, market: Market, connection: psycopg.Connection | None, pool: Pool | None = None
+    run: Run,
+    market: Market,
+    connection: psycopg.Connection | None,
+    pool: Pool | None = None,
+    *,
+    pipelines: Sequence[str] = tuple(CATALOGUE),
 ) -> dict[str, str]:
-    """Bring every pipeline's feature table up to date; returns the pipelines that don't apply, with the reason.
+    """Bring the pipelines' feature tables, and the bars' own, up to date; returns who don't apply, with the reason.
 
     The tables are recorded in Postgres (``connection`` is in autocommit mode) and exported to ``run.features``, or
     are there alone, where they are nobody else's business (None). They are built in the ``pool``, or here without one.
@@ -140,7 +145,7 @@ def build_tables(
     bars = pipeline_bars(market, run.config.interval)
     tasks = [
         TableTask(pipeline=name, bars=bars, run_id=run.cycle_id, git_sha=run.git_sha, written_at=run.now)
-        for name in (BAR, *CATALOGUE)
+        for name in (BAR, *pipelines)
     ]
     absent: dict[str, str] = {}
 
@@ -164,7 +169,7 @@ def build_tables(
         by = {"producer": PRODUCER, "producer_version": run.git_sha, "run_id": run.cycle_id}
         rows = fundamental_rows(market.tables["fundamentals"], **by, written_at=run.now)
         _write_rows(run, fundamentals.VIEW, rows, connection, may_grow=True)
-    return {name: absent[name] for name in (BAR, *CATALOGUE) if name in absent}
+    return {name: absent[name] for name in (BAR, *pipelines) if name in absent}
 
 
 def _write_rows(

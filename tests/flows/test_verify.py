@@ -169,6 +169,42 @@ def test_rows_that_were_backfilled_later_change_nothing(copy: Settings, tracker:
     assert made.ok, made.describe()
 
 
+def _last_before_the_panel(bars: pd.DataFrame, trained: fit.Trained) -> pd.Series:
+    """The bar of an asset whose close no label saw, only features."""
+    first = pd.Timestamp(load_panel(trained.tasks[-1].panel).event_times_T[0], tz="UTC")
+    own = bars[(bars["entity_key"] == "A0") & (bars["event_time"] < first)]
+    return pd.Series(bars.index == own.index[-1], index=bars.index)
+
+
+def test_data_that_only_features_saw_are_compared_with_what_the_tables_were_made_of(
+    copy: Settings, tracker: Tracker, trained: fit.Trained, variant: Variant, market: Path, tmp_path: Path
+) -> None:
+    there = shutil.copytree(market, tmp_path / "small")
+    bars = pd.read_parquet(there / "bars_1d.parquet")
+    bars.loc[_last_before_the_panel(bars, trained), "close"] *= 1.001
+    bars.to_parquet(there / "bars_1d.parquet", index=False)
+    made = _verify(copy, tracker, variant, str(there))
+    assert _wrong(made) == {"training data": "not ok"}
+    assert f"from the data in {there}" in made.items[2].got
+
+
+def test_a_version_dated_back_changes_nothing_once_a_run_has_recorded_it(
+    copy: Settings, tracker: Tracker, trained: fit.Trained, variant: Variant, market: Path, tmp_path: Path
+) -> None:
+    there = shutil.copytree(market, tmp_path / "small")
+    bars = pd.read_parquet(there / "bars_1d.parquet")
+    old = bars[_last_before_the_panel(bars, trained)]
+    back = old.assign(close=1.1 * old["close"], ingest_time=old["ingest_time"] + pd.Timedelta("5min"))
+    at = old.index[0] + 1
+    pd.concat([bars[:at], back, bars[at:]]).to_parquet(there / "bars_1d.parquet", index=False)
+    assert _wrong(_verify(copy, tracker, variant, str(there))) == {"training data": "not ok"}
+    config = CycleConfig(market=str(there), folds=2)
+    later = data.load(config, LATER)
+    data.build_tables(name_run(copy, config, later, LATER), later, None)
+    made = _verify(copy, tracker, variant, str(there))
+    assert made.ok, made.describe()
+
+
 def test_a_changed_byte_of_a_feature_table_is_caught_by_the_training_data_alone(
     copy: Settings, tracker: Tracker, variant: Variant
 ) -> None:
