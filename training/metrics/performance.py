@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from training.metrics.kernels import moments, past_beta, wealth
 
@@ -117,7 +117,7 @@ def psr(returns: FloatArray, *, benchmark_sharpe: float | FloatArray = 0.0) -> F
     """
     count = _moments(returns)[0]
     ratio, error = sharpe(returns, periods_per_year=1.0), _sharpe_error(returns)
-    return norm.cdf(_ratio((ratio - benchmark_sharpe) * np.sqrt(np.maximum(count - 1, 0)), error))
+    return ndtr(_ratio((ratio - benchmark_sharpe) * np.sqrt(np.maximum(count - 1, 0)), error))
 
 
 def min_track_record(returns: FloatArray, *, level: float = 0.05, benchmark_sharpe: float = 0.0) -> FloatArray:
@@ -127,7 +127,7 @@ def min_track_record(returns: FloatArray, *, level: float = 0.05, benchmark_shar
     Source: Bailey & Lopez de Prado (2012), eq. 13.
     """
     excess = sharpe(returns, periods_per_year=1.0) - benchmark_sharpe
-    bars = 1.0 + (_sharpe_error(returns) * norm.ppf(1.0 - level) / np.where(excess > 0, excess, np.nan)) ** 2
+    bars = 1.0 + (_sharpe_error(returns) * ndtri(1.0 - level) / np.where(excess > 0, excess, np.nan)) ** 2
     return np.where(excess <= 0, np.inf, bars)
 
 
@@ -139,7 +139,7 @@ def expected_max_sharpe(sharpe_std: float, num_trials: float) -> float:
     """
     if num_trials <= 1:
         return 0.0
-    high, higher = norm.ppf(1.0 - 1.0 / num_trials), norm.ppf(1.0 - 1.0 / (num_trials * math.e))
+    high, higher = ndtri(1.0 - 1.0 / num_trials), ndtri(1.0 - 1.0 / (num_trials * math.e))
     return float(sharpe_std * ((1.0 - EULER_GAMMA) * high + EULER_GAMMA * higher))
 
 
