@@ -16,7 +16,7 @@ from flows.steps.fit import Trained
 from flows.steps.leaks import LeakCheck
 from flows.steps.run import Run
 from flows.verify import certificates
-from training.metrics.performance import MIN_BETA_BARS
+from training.metrics.performance import MIN_BETA_BARS, hedged
 from training.outside_signals import over
 from training.panels import load_panel
 from training.rating.engine import Ratings, rate
@@ -108,8 +108,7 @@ def judge(
     ratings = rated.ratings
     judged = ask_every_gate(
         ratings.variants,
-        # before there are bars enough for a beta a residual is a raw return, and on those holding the market is skill
-        ratings.residual_VT[:, MIN_BETA_BARS:],
+        hedged(ratings.residual_VT)[:, MIN_BETA_BARS:],
         {
             variant: replace(
                 _evidence(panels, trained.get(variant), checked),

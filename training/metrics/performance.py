@@ -157,6 +157,15 @@ def beta_residual(
     return net_VT - beta * np.where(np.isfinite(benchmark_T), benchmark_T, 0.0)
 
 
+def hedged(residual_VT: FloatArray, *, min_obs: int = MIN_BETA_BARS) -> FloatArray:
+    """Residual returns without each track's own first ``min_obs`` bars, which are raw: NaN there (V, T).
+
+    Until so many bars are there ``beta_residual`` has no beta, and on raw returns holding the market passes for skill.
+    """
+    num_before_VT = np.cumsum(np.isfinite(residual_VT), axis=1)
+    return np.where(num_before_VT > min_obs, residual_VT, np.nan)
+
+
 def _moments(values: FloatArray) -> tuple[NDArray[np.int64], FloatArray, FloatArray]:
     """Count, mean and standard deviation (n - 1) of the finite values; NaN where there are too few."""
     found = _powers(values)

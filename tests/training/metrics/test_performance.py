@@ -242,3 +242,17 @@ def test_holding_the_market_has_no_residual_and_a_flat_benchmark_takes_nothing()
     residual = perf.beta_residual(market[None], market)
     np.testing.assert_allclose(residual[0, 63:], 0.0, atol=1e-12)
     np.testing.assert_array_equal(perf.beta_residual(market[None], np.full(400, 0.0003))[0], market)
+
+
+def test_of_a_late_starter_too_the_first_bars_are_not_residual_yet():
+    """It holds a rising market from bar 100 on: on its raw first bars that would be skill."""
+    rng = np.random.default_rng(3)
+    market_T = 0.01 + 0.01 * rng.standard_normal(400)
+    net_VT = np.vstack([market_T, np.where(np.arange(400) < 100, np.nan, market_T)])
+    residual_VT = perf.beta_residual(net_VT, market_T)
+    kept_VT = perf.hedged(residual_VT)
+    np.testing.assert_allclose(kept_VT[0, perf.MIN_BETA_BARS :], residual_VT[0, perf.MIN_BETA_BARS :])
+    assert np.isnan(kept_VT[0, : perf.MIN_BETA_BARS]).all()
+    assert np.isnan(kept_VT[1, : 100 + perf.MIN_BETA_BARS]).all()
+    assert np.nanmean(residual_VT[1]) > 1e-3
+    np.testing.assert_allclose(kept_VT[:, 100 + perf.MIN_BETA_BARS :], 0.0, atol=1e-12)
