@@ -206,7 +206,7 @@ def _cycle(
         watched=watched,
         places={
             "drift reports": ", ".join(str(file) for file in watched.files[:1]) + f" and {len(watched.files) - 1} more",
-            "MLflow": f"http://{settings.host}:{settings.mlflow_port}/#/experiments/{tracker.experiment_id}/runs"
+            "MLflow": f"http://{settings.host}:{settings.mlflow_port}/{tracker.runs_page}"
             " after `perennial up`; the run named summary has the ranking, plots and reports",
         },
         seconds=time.monotonic() - started,

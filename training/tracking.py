@@ -8,11 +8,9 @@ its key and written again, so a rerun leaves no duplicate run and no duplicate v
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -21,8 +19,8 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from training import plots
 from training.artifacts import Artifact, Manifest, folder_artifact
+from training.summary_pages import conclusion, write_summary
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,7 +31,13 @@ DatasetType: TypeAlias = Literal["train", "validation", "test"]
 RUN_KEY: Final = "perennial.run_key"
 FAILURE: Final = "failure"
 MODEL_FOLDER: Final = "model"
-EXPERIMENT_TAGS: Final = {"mlflow.experimentKind": "custom_model_development"}  # else its page opens on GenAI traces
+MODEL_STAGE: Final = "stage"  # tag of the registered model: its variant's stage, to filter models by
+NOTE: Final = "mlflow.note.content"  # tag of a run that its page shows as description
+EXPERIMENT_TAGS: Final = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow guesses the kind and asks
+# MLflow 3 opens every experiment on GenAI traces, whatever its kind, until the browser was told otherwise: by this
+RUNS_PAGE: Final = (
+    "#/experiments/{}/runs?workflowType=machine_learning&orderByKey=metrics.%60test_rank%60&orderByAsc=true"
+)
 MODELS_PER_PAGE: Final = 1000  # MLflow gives no more at once
 RUNS_PER_PAGE: Final = 1000
 MAX_LOCATION_CHARS: Final = 157  # MLflow's column for a run's artifacts takes 200: this, the run's id and /artifacts
@@ -164,6 +168,11 @@ class Tracker:
         self.market = market
         self.experiment_id = _experiment(self.client, market, location)
 
+    @property
+    def runs_page(self) -> str:
+        """Where in MLflow's pages the runs are, best rank first."""
+        return RUNS_PAGE.format(self.experiment_id)
+
     def log_variants(self, records: Iterable[VariantRecord]) -> dict[str, int]:
         """Log a run for each and register its model; what is finished is left as it is. Returns versions by variant.
 
@@ -196,6 +205,7 @@ class Tracker:
             "dataset_fingerprint": summary.dataset_fingerprint,
             "seed": str(summary.seed),
             "git_sha": summary.code_version,
+            NOTE: conclusion(summary),
             **_source(summary.code_version),
         }
         counts = ("num_variants", "num_trials", "num_staging", "num_production")
@@ -205,7 +215,7 @@ class Tracker:
             self.client.log_batch(run.info.run_id, metrics=_metrics(values, summary.ended_at))
             self._log_dataset(run.info.run_id, summary.dataset_fingerprint)
             with TemporaryDirectory() as folder:
-                _write_summary(Path(folder), summary)
+                write_summary(Path(folder), summary)
                 self.client.log_artifacts(run.info.run_id, folder)
 
         before = self.search(f"tags.`{RUN_KEY}` = '{_key(summary)}'")
@@ -250,7 +260,7 @@ class Tracker:
     def _register(self, record: VariantRecord, run: Run) -> int:
         name = model_name(self.market, record.variant)
         shared = {"market": self.market, **_identity(record)}
-        if not self._make_model(name, shared):
+        if not self._make_model(name, {**shared, MODEL_STAGE: "None"}):
             found = self.client.search_model_versions(
                 f"name = '{name}' and tags.training_key = '{record.training_key}'"
             )
@@ -305,7 +315,7 @@ class Tracker:
             self.client.delete_run(run.info.run_id)
         run = self.client.create_run(
             self.experiment_id,
-            start_time=_ms(record.started_at),
+            start_time=_start_ms(record),
             tags={**tags, RUN_KEY: _key(record)},
             run_name=name,
         )
@@ -464,32 +474,6 @@ def _ms(time: datetime) -> int:
     return int(time.timestamp() * 1000)
 
 
-def _write_summary(folder: Path, summary: CycleSummary) -> None:
-    summary.ranking.to_csv(folder / "ranking.csv", index=False)
-    summary.ranking.to_parquet(folder / "ranking.parquet", index=False)
-    (folder / "ranking.html").write_text(_page(summary), encoding="utf-8")
-    figures = {
-        "ranking": plots.ranking_bars(summary.ranking),
-        "ic_by_fold": plots.fold_heat_map(summary.fold_ic),
-        "equity": plots.equity_curves(summary.equity),
-        "score_by_architecture_and_pipeline": plots.score_heat_map(summary.ranking),
-    }
-    (folder / "plots").mkdir()
-    for name, figure in figures.items():
-        figure.savefig(folder / "plots" / f"{name}.png")
-    (folder / "reports").mkdir()
-    for report in summary.reports:
-        shutil.copy2(report, folder / "reports" / report.name)
-
-
-def _page(summary: CycleSummary) -> str:
-    """The whole table, its head and the variants' names in sight wherever one scrolls."""
-    first = [name for name in ("variant", "rank", "score", "stage") if name in summary.ranking]
-    ordered = summary.ranking[[*first, *summary.ranking.columns.drop(first)]]
-    table = ordered.to_html(index=False, border=0, float_format="{:.3f}".format, na_rep="")
-    return (
-        '<!doctype html><meta charset="utf-8"><title>Ranking</title><style>body{font:14px system-ui;margin:2em}'
-        "td,th{padding:.25em .8em;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap;background:#fff}"
-        "th{position:sticky;top:0;z-index:1}td:first-child{position:sticky;left:0;text-align:left}</style>"
-        f"<h1>Ranking of cycle {escape(summary.cycle_id)}</h1>{table}\n"
-    )
+def _start_ms(record: VariantRecord | FailedVariant | CycleSummary) -> int:
+    """When a run started; a summary just after its cycle's others, so that MLflow, newest first, begins with it."""
+    return _ms(record.started_at) + (1 if isinstance(record, CycleSummary) else 0)

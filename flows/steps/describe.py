@@ -17,6 +17,7 @@ from flows.steps.run import Run
 from flows.steps.watch import Watched
 from monitoring.drift.monitor import DriftVerdict
 from training.panels import load_panel
+from training.rating.gates import AFTER_BETA
 from training.tuning import Tuned
 
 
@@ -115,13 +116,13 @@ def _gate(run: Run, judgement: Judgement, *, num_trials: int) -> dict[str, str]:
     gate = judgement.judged.gate
     judged = int(gate.judged.sum())
     if not judged:
-        skill = f"no variant has the {gate.min_days} bars it takes to be judged"
+        skill = f"no variant can be judged: that takes {gate.min_days} bars {AFTER_BETA}"
     else:
         scale = np.sqrt(1.0 / gate.num_days)
         skill = (
             f"StepM at {gate.level:.1%} over all {gate.num_trials} variants ({judged} with a long enough track, "
-            f"{gate.num_days} bars) finds {int(gate.superior.sum())} skilled; p of the best {gate.p_value:.2f}, "
-            f"a t-statistic of {gate.critical / scale:.1f} was needed"
+            f"{gate.num_days} bars {AFTER_BETA}) finds {int(gate.superior.sum())} skilled; "
+            f"p of the best {gate.p_value:.2f}, a t-statistic of {gate.critical / scale:.1f} was needed"
         )
     return {
         f"Gate ({run.config.policy})": skill,

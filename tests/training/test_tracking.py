@@ -3,7 +3,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote, unquote, urlparse
+from urllib.parse import parse_qs, quote, unquote, urlparse
 
 import pandas as pd
 import pytest
@@ -11,8 +11,10 @@ import pytest
 from tests.training.dying_client import DyingClient, Killed
 from tests.training.tracking_makers import VARIANT, make_record, make_summary, of_variant
 from training.artifacts import folder_artifact, verify_manifest
+from training.summary_pages import conclusion
 from training.tracking import (
     RUN_KEY,
+    RUNS_PAGE,
     CycleSummary,
     FailedVariant,
     Tracker,
@@ -312,7 +314,7 @@ def test_only_a_new_fit_is_a_new_version(tracker, record):
     assert tracker.log_variants([tomorrow]) == {VARIANT: 1}
     assert tracker.log_variants([replace(tomorrow, cycle_id="c3", training_key="k2")]) == {VARIANT: 2}
     models = tracker.client.search_registered_models(
-        f"tags.market = '{tracker.market}' and tags.pipeline = 'technical'"
+        f"tags.market = '{tracker.market}' and tags.pipeline = 'technical' and tags.stage = 'None'"
     )
     assert [model.name for model in models] == [f"{tracker.market}.{VARIANT}"]
 
@@ -339,6 +341,50 @@ def test_a_cycle_has_one_summary_with_its_table_plots_and_reports(tracker, summa
     pd.testing.assert_frame_equal(pd.read_parquet(files(run) / "ranking.parquet"), summary.ranking)
     assert "&lt;gate&gt;" in (files(run) / "ranking.html").read_text()
     assert all((files(run) / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in plots)
+
+
+def test_a_cycles_summary_is_the_first_of_its_runs_in_mlflows_own_order(tracker, record, failed, summary):
+    """Newest first; of runs that started at the same time any may come first."""
+    tracker.log_variants([of_variant(record, f"v{number}") for number in range(6)])
+    tracker.log_failures([failed])
+    tracker.log_cycle_summary(summary)
+    first, *others = runs(tracker)
+    assert first.info.run_name == "summary"
+    assert {first.info.start_time - run.info.start_time for run in others} == {1}
+
+
+def test_a_summary_says_what_came_of_the_cycle(tracker, summary):
+    figures = {"sharpe_net": [1.25, 1, 0, 0], "max_drawdown": [-0.1234, 0, 0, 0], "num_days": [252, 1, 1, 1]}
+    told = replace(summary, ranking=summary.ranking.assign(**figures))
+    assert tracker.client.get_run(tracker.log_cycle_summary(told)).data.tags["mlflow.note.content"] == (
+        "**1 variant in Production, 1 in Staging.** Of 4 variants, tuned in 20 trials, 4 are rated.\n\n"
+        "The best is **v0** (Production) with a score of 0.90, a Sharpe ratio of +1.25 net of costs, "
+        "a maximum drawdown of -12.3%, 252 bars out of sample.\n\n"
+        "Under *Artifacts*: `ranking.html` with every variant and why it is where it is, `plots/` and the reports "
+        "`reports/drift.html`."
+    )
+
+
+def test_a_summary_without_a_best_or_reports_says_so_too(summary):
+    nothing = replace(summary, ranking=summary.ranking[:0], num_production=0, num_staging=0, reports=[])
+    said = conclusion(nothing)
+    assert said.startswith(
+        "**No variants in Production, 0 in Staging.** Of 4 variants, tuned in 20 trials, 0 are rated"
+    )
+    assert "The best" not in said
+    assert said.endswith("`plots/`.")
+
+
+def test_the_runs_page_is_that_of_the_experiment_as_the_readme_has_it(tracker):
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    assert f"http://127.0.0.1:5000/{RUNS_PAGE.format(1)}`" in readme
+    page, _, options = tracker.runs_page.partition("?")
+    assert page == f"#/experiments/{tracker.experiment_id}/runs"
+    assert parse_qs(options) == {
+        "workflowType": ["machine_learning"],
+        "orderByKey": ["metrics.`test_rank`"],
+        "orderByAsc": ["true"],
+    }
 
 
 def test_a_market_keeps_its_experiment(tracker, databases, tmp_path):

@@ -19,6 +19,8 @@ BoolArray = NDArray[np.bool_]
 MIN_DAYS: Final = 126
 LEVEL: Final = 0.05  # chance that one gate names any skill-less variant, at most
 YEAR_LEVEL: Final = 0.10  # that any of a year's gates does
+AFTER_BETA: Final = f"after the first {perf.MIN_BETA_BARS}, which its beta takes"
+"""Of which bars of a track the gates speak: returns residual to the benchmark, without those before a beta is known."""
 REPS: Final = 5000  # at the level of a night fewer leave a critical value that flickers from night to night
 
 # Tensor suffixes: V variants (trials), T bars, J variants judged, S bars that all judged variants share.
@@ -75,10 +77,10 @@ class GateResult:
     def _verdict(self, v: int, scale: float) -> Verdict:
         value, critical, ok = float(self.sharpe_V[v]) * scale, self.critical * scale, bool(self.superior[v])
         if not self.judged[v]:
-            why = f"not judged: that takes a return on each of the last {self.min_days} bars, and not the same on all"
+            why = f"not judged: that takes {self._long_enough}, and not the same on all"
         else:
             why = (
-                f"a residual Sharpe ratio of {value:.2f} over {self.num_days} bars "
+                f"a residual Sharpe ratio of {value:.2f} over {self.num_days} bars {AFTER_BETA}, "
                 f"{'beats' if ok else 'does not beat'} {critical:.2f}, which luck alone reaches in "
                 f"{self.level:.1%} of cases for the best of {self.num_trials} trials"
             )
@@ -86,12 +88,18 @@ class GateResult:
 
     def spa(self, *, level: float = 0.05) -> Verdict:
         """Hansen's (2005) test that anything at all is above zero, at this gate alone: a warning, StepM decides."""
-        ok = bool(self.p_value <= level)
+        ok = bool(self.p_value <= level)  # False where nobody is judged
         why = (
             f"a best variant as good as this comes of luck with a probability of {self.p_value:.3f} "
             f"(between {self.p_lower:.3f} and {self.p_upper:.3f}), {'at most' if ok else 'more than'} {level:.2f}"
         )
+        if not self.judged.any():
+            why = f"not asked: nobody has a long enough track, {self._long_enough}"
         return Verdict(gate="spa", ok=ok, value=self.p_value, threshold=level, why=why, veto=False)
+
+    @property
+    def _long_enough(self) -> str:
+        return f"a return on each of the last {self.min_days} bars {AFTER_BETA}"
 
 
 def skilled(
@@ -200,16 +208,21 @@ def mean_block(unit_SV: FloatArray) -> int:
 def track_record(returns_T: FloatArray, *, level: float = 0.05) -> Verdict:
     """Whether the track is as long as its Sharpe ratio needs to be told from zero (minimum track record length).
 
-    Source: Bailey & Lopez de Prado (2012). It takes the variant alone, as if nothing else had been tried.
+    Source: Bailey & Lopez de Prado (2012). It takes the variant alone, as if nothing else had been tried. Give it
+    returns residual to the benchmark, without the first ``MIN_BETA_BARS``.
     """
     have, needed = int(np.isfinite(returns_T).sum()), float(perf.min_track_record(returns_T, level=level))
     ok = bool(have >= needed)  # False where needed is NaN: without variance nothing is told from zero
-    if ok:
-        why = f"its {have} bars are at least the {np.ceil(needed):.0f} that its Sharpe ratio needs"
+    if not have:
+        why = f"it has no bar {AFTER_BETA}"
     elif np.isfinite(needed):
-        why = f"its {have} bars are fewer than the {np.ceil(needed):.0f} that its Sharpe ratio needs"
+        than = "at least" if ok else "fewer than"
+        why = f"its {have} bars {AFTER_BETA}, are {than} the {np.ceil(needed):.0f} that its residual Sharpe ratio needs"
     else:
-        why = "its Sharpe ratio is not above zero, which no length of track makes up for"
+        why = (
+            f"over its {have} bars {AFTER_BETA}, its residual Sharpe ratio is not above zero, "
+            "which no length of track makes up for"
+        )
     return Verdict(gate="track_record", ok=ok, value=float(have), threshold=needed, why=why)
 
 
@@ -225,6 +238,7 @@ def deflated_sharpe(
     PSR against the Sharpe ratio expected of the best of ``num_trials`` skill-less trials whose ratios (per bar) spread
     by ``sharpe_std``. Unless given, every variant counts as a trial of its own, which is strict where they resemble one
     another; see ``effective_trials``. True skill among them widens the spread and so hides itself: hence no veto.
+    Without a trial to tell luck from, or without returns, nothing is known: NaN, and not ok.
     Source: Bailey & Lopez de Prado (2014).
     """
     num = len(returns_VT) if num_trials is None else num_trials
@@ -264,9 +278,16 @@ def _leaks(num_found: float, why: str) -> Verdict:
 
 
 def _deflated(probability: float, level: float, num_trials: float) -> Verdict:
+    if not num_trials:
+        probability = float("nan")
     ok = bool(probability > 1.0 - level)
-    why = (
-        f"the probability that it beats the luckiest of {num_trials:.0f} skill-less trials is {probability:.2f}, "
-        f"{'above' if ok else 'not above'} {1.0 - level:.2f}"
-    )
+    if not num_trials:
+        why = "the probability that it beats the luckiest trial is not known, since nobody has a long enough track"
+    elif np.isnan(probability):
+        why = f"the probability that it beats the luckiest of {num_trials:.0f} trials is not known without its returns"
+    else:
+        why = (
+            f"the probability that it beats the luckiest of {num_trials:.0f} skill-less trials is {probability:.2f}, "
+            f"{'above' if ok else 'not above'} {1.0 - level:.2f}"
+        )
     return Verdict(gate="deflated_sharpe", ok=ok, value=probability, threshold=1.0 - level, why=why, veto=False)

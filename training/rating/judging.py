@@ -128,6 +128,8 @@ def _deflated(residual_VT: FloatArray, trials: EffectiveTrials, num_effective: f
     strict = deflated_sharpe(residual_VT, num_trials=num_all)
     return [
         replace(one, why=f"{one.why}; were no two of {num_all} trials alike it would be {other.value:.2f}")
+        if np.isfinite(other.value)
+        else one
         for one, other in zip(lenient, strict, strict=True)
     ]
 

@@ -6,9 +6,10 @@ A change is written in this order, under a lock of its variant:
    here on the change has happened, for every reader;
 2. the row of the audit log, once, whoever comes here again: it bears the change's id;
 3. every other version that holds a stage: Archived, with its tags;
-4. the version: its stage, its tags (``stage`` last, so that it stands for all of them);
+4. the version: its stage, its description, its tags (``stage`` last, so that it stands for all of them);
 5. the aliases: the wrong one is deleted, the right one set;
-6. the model's tag ``stage_change``, which names the change; then the intent is deleted, the model's tag first.
+6. the model's tags: ``stage``, for whoever filters models by it, and ``stage_change``, which names the change; then the
+   intent is deleted, the model's tag first.
 
 Steps 2-6 can be repeated, so ``reconcile`` (or the next ``apply``) finishes what a crash has torn. A change is made
 only while the one that it was planned after is the variant's last: who planned on a state that is no more is refused.
@@ -42,6 +43,7 @@ from training.rating.promotion import (
     Target,
     assignments,
     check,
+    described,
     holder,
     intent_of,
     kept_live,
@@ -56,7 +58,7 @@ from training.rating.promotion import (
     versions_of,
 )
 from training.rating.verdicts import last_verdicts
-from training.tracking import model_name
+from training.tracking import MODEL_STAGE, model_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -174,7 +176,8 @@ def reconcile(client: MlflowClient, log: AuditLog, *, market: str, policy: Polic
 
     Afterwards log, stage, alias and tags agree for every variant. Returns the changes that were finished or put on
     record. Those that people made may be any, also ones the table doesn't have; whatever the policy refuses is one
-    that leads back to where the variant was, and says what was asked and why not.
+    that leads back to where the variant was, and says what was asked and why not. Where only the model's tag ``stage``
+    is missing or wrong it is set, which is no change.
     """
     return [
         change
@@ -188,7 +191,12 @@ def _is_settled(client: MlflowClient, model: RegisteredModel) -> bool:
         return INTENT not in model.tags
     # MLflow gives the newest version of each stage, and behind one that trades another may hide
     trades = any(stage_of(each) in ALIASES for each in model.latest_versions)
-    return _agrees(model, versions_of(client, model.name).values() if trades else model.latest_versions)
+    versions = versions_of(client, model.name).values() if trades else model.latest_versions
+    return _agrees(model, versions) and _is_filed(model, versions)
+
+
+def _is_filed(model: RegisteredModel, versions: Collection[ModelVersion]) -> bool:
+    return model.tags.get(MODEL_STAGE) == stage_of(holder(model, versions))
 
 
 def _agrees(model: RegisteredModel, versions: Collection[ModelVersion]) -> bool:
@@ -219,7 +227,10 @@ def _settle(
         model = client.get_registered_model(name)
         if INTENT in model.tags:
             return _finish(client, log, market, model)
-        if _is_settled(client, model):
+        versions = versions_of(client, name).values()
+        if not versions or _agrees(model, versions):
+            if versions and not _is_filed(model, versions):
+                client.set_registered_model_tag(name, MODEL_STAGE, stage_of(holder(model, versions)))
             return None
         change = _by_hand(client, log, market, model, policy)
         _start(client, log, market, name, Intent(change=change, since=now.isoformat(), by=UI_ACTOR))
@@ -342,6 +353,7 @@ def _finish(client: MlflowClient, log: AuditLog, market: str, model: RegisteredM
             client.delete_registered_model_alias(name, alias)
     if change.to in ALIASES:
         client.set_registered_model_alias(name, ALIASES[change.to], str(change.version))
+    client.set_registered_model_tag(name, MODEL_STAGE, change.to)
     last = {"id": change.id, "version": change.version, "stage": change.to, "allocation": intent.tags()["allocation"]}
     client.set_registered_model_tag(name, LAST, json.dumps(last))
     client.delete_registered_model_tag(name, INTENT)
@@ -371,6 +383,9 @@ def _write(client: MlflowClient, version: ModelVersion, stage: Stage, tags: Mapp
             message = ".*transition_model_version_stage"  # MLflow deprecates stages, and its UI still lives by them
             warnings.filterwarnings("ignore", message, category=FutureWarning)
             client.transition_model_version_stage(version.name, version.version, stage)
+    before = version.description or ""
+    if (after := described(before, tags)) != before:
+        client.update_model_version(version.name, version.version, after)
     for key, value in tags.items():
         if version.tags.get(key) != value:
             client.set_model_version_tag(version.name, version.version, key, value)

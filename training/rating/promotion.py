@@ -1,8 +1,10 @@
 """The stages: which version of which variant trades, on paper or live; what may follow what; reading the registry.
 
 A stage belongs to the variant; one version holds it. MLflow keeps it in three places: the version's stage, an alias of
-the registered model (``@staging``, ``@production``) and the version's tags. ``training.rating.moves`` writes them. A
-tag of the registered model says that a change is on its way: then it has happened, for every reader of this module.
+the registered model (``@staging``, ``@production``) and the version's tags. For people it also stands in the version's
+description, with the reason, and in the model's tag ``stage``, which MLflow's page of models can filter by; nothing
+reads it there. ``training.rating.moves`` writes them all. A tag of the registered model says that a change is on its
+way: then it has happened, for every reader of this module.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ LAST: Final = "stage_change"
 """Tag of the registered model: the last change of stage that was made, see ``last_change``."""
 UI_ACTOR: Final = "mlflow-ui"
 MAX_VERSIONS: Final = 10_000  # of one model: a page of MLflow's that holds them all
+MAX_DESCRIPTION_CHARS: Final = 5_000  # what the column of MLflow's database takes
+_STAGE_NOTE: Final = "**Stage:**"  # begins the paragraph of a description that is ours
 
 
 class StageError(RuntimeError):
@@ -154,6 +158,19 @@ def check(variant: str, from_: Stage, to: Stage) -> None:
 
 def _allowed(from_: Stage) -> str:
     return "; ".join(f"{end} ({why})" for (start, end), why in TRANSITIONS.items() if start == from_)
+
+
+def described(description: str, tags: Mapping[str, str]) -> str:
+    """A version's description that ends with its stage and the newest reason, from its tags; the rest stays.
+
+    MLflow's page of a version shows it first, so a move that was refused is seen there. Beyond what the column takes
+    the reason is cut; the tag ``stage_reason`` has it whole.
+    """
+    kept = [each for each in description.split("\n\n") if each and not each.startswith(_STAGE_NOTE)]
+    since = datetime.fromisoformat(tags["stage_since"]).astimezone(UTC)
+    reason = " ".join(tags["stage_reason"].split())  # of one paragraph, so that the next one replaces it all
+    note = f"{_STAGE_NOTE} {tags['stage']} since {since:%Y-%m-%d %H:%M} UTC, by {tags['stage_by']}: {reason}"
+    return "\n\n".join([*kept, note])[:MAX_DESCRIPTION_CHARS]
 
 
 def plan(current: Mapping[str, Assignment], desired: Mapping[str, Target]) -> list[StageChange]:

@@ -1,4 +1,4 @@
-"""The promotion report: every promoted and every refused variant in plain words, each gate with its number."""
+"""The promotion report: every variant, promoted, on paper or not placed, in plain words, each gate with its number."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Final
 
 import numpy as np
 
-from training.rating.gates import Verdict
+from training.rating.gates import AFTER_BETA, Verdict
 from training.rating.judging import Judged
 
 # Stage -> its heading; a stage that nobody is in is left out.
 _HEADINGS: Final = {
     "Production": "Promoted: live",
     "Staging": "On paper",
-    "None": "Refused",
+    "None": "Not placed",
 }
 _GATES: Final = {
     "skill": "Skill: better than luck explains, of so many tried (StepM)",
@@ -71,15 +71,15 @@ def summary(report: PromotionReport) -> list[str]:
     num_judged, num_live = int(gate.judged.sum()), sum(stage == "Production" for stage in report.stages.values())
     tried = (
         f"{gate.num_trials} variants were tried ({len(report.failed)} failed) after {judged.num_tuning_trials} tuning "
-        f"trials; {num_judged} have a track long enough to be judged."
+        f"trials; {num_judged or 'none'} have a track long enough to be judged"
     )
     if not num_judged:
-        return [tried, _promoted(num_live)]
+        return [f"{tried}, which takes {gate.min_days} bars {AFTER_BETA}.", _promoted(num_live)]
     alone = judged.trials.num_trials == num_judged
     likeness = "no two of them alike enough to count as one" if alone else f"in {judged.trials.num_trials} groups alike"
     needed = gate.critical * np.sqrt(judged.periods_per_year)
     return [
-        f"{tried} By their returns they are {likeness}, with the tuning worth {judged.num_effective:.0f} trials.",
+        f"{tried}. By their returns they are {likeness}, with the tuning worth {judged.num_effective:.0f} trials.",
         f"On the {gate.num_days} bars they share, luck alone gives the best of them a residual Sharpe ratio of "
         f"{needed:.2f} in {gate.level:.1%} of cases: the level of one night, so that a year of nightly gates "
         f"promotes anyone by luck in at most {gate.year_level:.0%} of years. "

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from training.rating import moves
 from training.rating.promotion import ALIASES, INTENT, StageChange, assignments, last_id
-from training.tracking import model_name
+from training.tracking import MODEL_STAGE, model_name
 
 NOW = datetime(2024, 5, 6, 21, tzinfo=UTC)
 
@@ -30,7 +30,7 @@ class Desk:
 
     def register(self, variant, *, num_versions=1):
         name = model_name(self.market, variant)
-        self.client.create_registered_model(name, tags={"market": self.market})
+        self.client.create_registered_model(name, tags={"market": self.market, MODEL_STAGE: "None"})
         for number in range(1, num_versions + 1):
             self.add_version(variant, number)
 
@@ -80,7 +80,7 @@ class Desk:
         return stages, {alias: int(version) for alias, version in model.aliases.items()}, INTENT in model.tags
 
     def agree(self, variant="lstm"):
-        """Whether stage, alias, tags and log say the same, one version at most trades, nothing is on its way."""
+        """Whether stage, alias, tags, description and log say the same, one trades at most, nothing is on its way."""
         name = model_name(self.market, variant)
         model = self.client.get_registered_model(name)
         versions = {int(each.version): each for each in self.client.search_model_versions(f"name = '{name}'")}
@@ -93,7 +93,17 @@ class Desk:
             and aliases == {ALIASES[stage]: number for number, stage in trading.items()}
             and all(each.current_stage == each.tags.get("stage", "None") for each in versions.values())
             and (trading, shares, last_id(model)) == self._logged(variant)
+            and self._told(variant, model, versions)
         )
+
+    def _told(self, variant, model, versions):
+        """Whether people find the variant by its stage and read the last reason beside it."""
+        row = self.log.last(self.market, variant)
+        if row is None:
+            return model.tags.get(MODEL_STAGE) == "None"
+        entry = row.entry
+        told = f"**Stage:** {entry.to} since {entry.time:%Y-%m-%d %H:%M} UTC, by {entry.actor}: {entry.reason}"
+        return model.tags.get(MODEL_STAGE) == entry.to and versions[entry.version].description == told
 
     def _logged(self, variant):
         """What the log says: who trades, with which share, and the last change."""

@@ -5,7 +5,15 @@ import pytest
 from scipy import stats
 
 from training.metrics.performance import beta_residual, psr
-from training.rating.gates import deflated_sharpe, judgeable, mean_block, nightly_level, skilled, track_record
+from training.rating.gates import (
+    AFTER_BETA,
+    deflated_sharpe,
+    judgeable,
+    mean_block,
+    nightly_level,
+    skilled,
+    track_record,
+)
 
 YEAR = 252
 BAR = YEAR**-0.5  # an annual Sharpe ratio of one, per bar
@@ -97,7 +105,10 @@ def test_degenerate_and_short_tracks_are_never_superior_and_shorten_no_other():
     assert result.num_trials == 20
     assert result.num_days == 300
     verdicts = result.verdicts(periods_per_year=YEAR)
-    assert all("not judged" in verdict.why and not verdict.ok for verdict in verdicts[:5])
+    long_enough = "a return on each of the last 126 bars after the first 63, which its beta takes"
+    assert all(f"not judged: that takes {long_enough}" in verdict.why for verdict in verdicts[:5])
+    assert not any(verdict.ok for verdict in verdicts[:5])
+    assert "over 300 bars after the first 63, which its beta takes" in verdicts[5].why
     assert "best of 20 trials" in verdicts[5].why
 
 
@@ -109,6 +120,9 @@ def test_nothing_to_judge_is_not_a_crash(returns):
     assert not result.superior.any()
     assert result.num_days == 0
     assert all(not verdict.ok for verdict in result.verdicts(periods_per_year=YEAR))
+    spa = result.spa()
+    assert not spa.ok
+    assert spa.why.startswith("not asked: nobody has a long enough track, a return on each of the last 126 bars")
 
 
 def test_a_single_variant_is_tested_against_zero():
@@ -137,7 +151,35 @@ def test_track_record_needs_more_bars_for_a_weaker_ratio():
     assert "fewer than" in weak.why
     assert not none.ok
     assert none.threshold == np.inf
+    assert (
+        "over its 400 bars after the first 63, which its beta takes, its residual Sharpe ratio is not above" in none.why
+    )
     assert not track_record(np.zeros(100)).ok
+
+
+@pytest.mark.parametrize("row", [np.zeros(0), np.full(50, np.nan)])
+def test_a_track_that_the_beta_takes_whole_has_no_record(row):
+    verdict = track_record(row)
+    assert not verdict.ok
+    assert verdict.why == "it has no bar after the first 63, which its beta takes"
+
+
+def test_the_bars_that_the_gates_leave_out_are_those_the_beta_takes():
+    rng = np.random.default_rng(15)
+    net, market = rng.normal(0, 0.01, (1, 200)), rng.normal(0, 0.01, 200)
+    raw = np.flatnonzero(beta_residual(net + market, market)[0] == net[0] + market)
+    assert f"after the first {len(raw)}, " in AFTER_BETA
+
+
+def test_where_nobody_is_judged_the_luckiest_is_not_known_and_nobody_beats_it():
+    skilled_row = np.random.default_rng(16).normal(0.01, 0.01, (2, 100))
+    for verdict in deflated_sharpe(skilled_row, num_trials=0, sharpe_std=0.0):
+        assert np.isnan(verdict.value)
+        assert not verdict.ok
+        assert verdict.why.endswith("is not known, since nobody has a long enough track")
+    (unknown,) = deflated_sharpe(np.full((1, 100), np.nan), num_trials=5, sharpe_std=0.1)
+    assert "nan" not in unknown.why
+    assert "without its returns" in unknown.why
 
 
 def test_deflated_sharpe_warns_of_the_luckiest_but_not_of_the_skilled():

@@ -21,6 +21,7 @@ from training.rating.moves import ROLLED_BACK, rollback_target
 from training.rating.promotion import (
     ALIASES,
     INTENT,
+    MAX_DESCRIPTION_CHARS,
     Assignment,
     StageChange,
     StageError,
@@ -31,7 +32,7 @@ from training.rating.promotion import (
     plan,
 )
 from training.rating.verdicts import last_verdicts, write_verdicts
-from training.tracking import connect, model_name
+from training.tracking import MODEL_STAGE, connect, model_name
 
 TO_STAGING = change()
 TO_PRODUCTION = change(from_="Staging", to="Production")
@@ -131,6 +132,19 @@ def test_stage_alias_tags_and_log_are_written_together(desk):
     assert (row.entry.time, row.entry.actor, row.entry.reason) == (NOW, "anna", "asked for")
     assert (row.entry.evidence, row.entry.allocation) == ({"sharpe_net": 1.25, "gate": "StepM"}, 0.25)
     assert desk.agree()
+
+
+def test_mlflow_s_search_of_models_finds_a_stage(desk):
+    """What is typed into the search field of its page of models."""
+    for variant in ("lstm", "gru", "var"):
+        desk.register(variant)
+    found = []
+    for move in (None, TO_STAGING, TO_PRODUCTION, ARCHIVE):
+        if move:
+            desk.step(move)
+        asked = f"tags.stage = '{move.to if move else 'None'}' and tags.market = '{desk.market}'"
+        found.append([model.name.split(".")[1] for model in desk.client.search_registered_models(asked)])
+    assert found == [["gru", "lstm", "var"], ["lstm"], ["lstm"], ["lstm"]]
 
 
 def test_a_demotion_deletes_the_alias(desk):
@@ -656,6 +670,73 @@ def test_tags_edited_by_hand_are_put_back_as_the_log_has_them(desk, tag, value):
     (moved,) = desk.reconcile()
     assert (moved.from_, moved.to, moved.version, moved.allocation) == ("Staging", "Staging", 1, 0.25)
     assert desk.agree()
+
+
+@pytest.mark.parametrize("tag", [None, "Production"])
+@pytest.mark.parametrize(("before", "stage"), [([], "None"), ([TO_STAGING], "Staging")])
+def test_a_model_s_tag_of_its_stage_is_set_right_where_it_is_missing_or_edited_and_that_is_no_move(
+    desk, before, stage, tag
+):
+    desk.register("lstm", num_versions=2)
+    desk.step(*before)
+    name, num_rows = model_name(desk.market, "lstm"), len(desk.story())
+    if tag is None:  # as models were registered before there was the tag
+        desk.client.delete_registered_model_tag(name, MODEL_STAGE)
+    else:
+        desk.client.set_registered_model_tag(name, MODEL_STAGE, tag)
+    with pytest.raises(Killed):
+        desk.reconcile(**dying(desk, 0))
+    assert desk.reconcile() == []
+    assert desk.client.get_registered_model(name).tags[MODEL_STAGE] == stage
+    assert len(desk.story()) == num_rows
+    assert desk.agree()
+    assert desk.reconcile(**dying(desk, 0)) == []
+
+
+def test_a_model_without_a_version_has_nothing_to_reconcile(desk):
+    name = model_name(desk.market, "empty")
+    desk.client.create_registered_model(name, tags={"market": desk.market})
+    assert desk.reconcile(**dying(desk, 0)) == []
+
+
+def test_a_wrong_tag_of_the_model_keeps_nobody_from_moving_it(desk):
+    desk.register("lstm")
+    desk.client.set_registered_model_tag(model_name(desk.market, "lstm"), MODEL_STAGE, "Production")
+    desk.step(TO_STAGING)
+    assert desk.agree()
+
+
+def test_a_move_that_is_refused_says_so_in_the_versions_description(desk):
+    desk.register("lstm", num_versions=2)
+    desk.step(TO_STAGING)
+    judge(desk, veto())
+    desk.by_hand(2, "Production")
+    desk.reconcile(policy="strict", now=LATER)
+    name = model_name(desk.market, "lstm")
+    told = [desk.client.get_model_version(name, number).description for number in ("1", "2")]
+    assert told[0].startswith("**Stage:** Staging since 2024-05-07 21:00 UTC, by mlflow-ui: moved back from Production")
+    assert told[1].startswith("**Stage:** None since 2024-05-07 21:00 UTC, by mlflow-ui: moved back from Production")
+    assert all("skill: its Sharpe ratio is luck" in each for each in told)
+
+
+def test_a_description_keeps_what_others_wrote_and_only_the_newest_reason(desk):
+    desk.register("lstm")
+    desk.client.update_model_version(model_name(desk.market, "lstm"), "1", "lstm, of ann\n\nlook at 2020")
+    desk.step(replace(TO_STAGING, reason="in\n\ntwo parts"), replace(TO_PRODUCTION, reason="passed"))
+    (version,) = desk.client.search_model_versions(f"name = '{model_name(desk.market, 'lstm')}'")
+    assert version.description == (
+        "lstm, of ann\n\nlook at 2020\n\n**Stage:** Production since 2024-05-06 21:00 UTC, by cycle: passed"
+    )
+
+
+def test_a_reason_longer_than_mlflow_s_description_moves_the_stage_all_the_same(desk):
+    desk.register("lstm")
+    asked = replace(TO_STAGING, reason="long " * 2000)
+    desk.step(asked)
+    version = desk.client.get_model_version(model_name(desk.market, "lstm"), "1")
+    assert len(version.description) == MAX_DESCRIPTION_CHARS
+    assert version.tags["stage_reason"] == asked.reason
+    desk.reconcile(**dying(desk, 0))
 
 
 def test_a_change_planned_before_somebody_moved_a_stage_by_hand_is_refused(desk):

@@ -54,7 +54,7 @@ def test_every_variant_is_there_with_every_gates_words():
         assert {verdict.why for verdict in verdicts} <= said
     assert {verdict.why for verdict in one.judged.warnings} <= said
     assert {"broken", "1 of 3 fits failed; the first: no <data>", "Failed (1)"} <= said
-    assert {"Promoted: live (1)", "On paper (1)", "Refused (6)"} <= said
+    assert {"Promoted: live (1)", "On paper (1)", "Not placed (6)"} <= said
     assert page.outside == []
 
 
@@ -81,9 +81,15 @@ def test_the_summary_says_how_many_were_tried_and_what_it_took():
 def test_nobody_judged_and_nobody_promoted_is_said_too():
     nothing = judge(VARIANTS, np.full((8, 300), np.nan), evidence(), seed=0, periods_per_year=YEAR)
     one = report(nothing, stages=dict.fromkeys(VARIANTS, "None"), failed={})
-    assert summary(one)[-1] == "No variants promoted."
+    tried, promoted = summary(one)
+    assert promoted == "No variants promoted."
+    assert tried.endswith(
+        "none have a track long enough to be judged, which takes 126 bars after the first 63, which its beta takes."
+    )
     page = Page(html(one))
-    assert "Refused (8)" in page.words
+    assert "Not placed (8)" in page.words
+    search = page.words[page.words.index("The search as a whole") : page.words.index("What each gate said")]
+    assert not any("nan" in word for word in search)
     assert not any(word.startswith(("Promoted: live", "Failed")) for word in page.words)
 
 
