@@ -24,11 +24,14 @@ def main() -> None:
         name="cycle", description="A market goes in, staged models and a drift report come out.", tags=["perennial"]
     )
     every_five_minutes: Any = snapshot.to_deployment(
-        name="snapshot", description="The live figures of every variant.", tags=["perennial"], cron="*/5 * * * *"
+        name="snapshot",
+        description="The live figures of every variant, on all markets.",
+        tags=["perennial"],
+        cron="*/5 * * * *",
     )
     every_quarter: Any = evaluate.to_deployment(
         name="evaluate",
-        description="New bars, forecast by every fitted variant.",
+        description="New bars of all markets, forecast by every fitted variant.",
         tags=["perennial"],
         cron="*/15 * * * *",
     )

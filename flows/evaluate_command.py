@@ -14,6 +14,15 @@ from flows.cycle import CycleConfig
 
 _DEFAULTS = CycleConfig()
 
+LiveMarket = Annotated[
+    str | None,
+    typer.Option(
+        "--market",
+        help="A built-in market, or a folder of your own data.",
+        show_default="the only one with live fits",
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
@@ -21,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    market: Annotated[str, typer.Option(help="A built-in market, or a folder of your own data.")] = _DEFAULTS.market,
+    market: LiveMarket = None,
     interval: Annotated[str, typer.Option(help="The bars to use, such as 1d or 1h.")] = _DEFAULTS.interval,
     horizon: Annotated[int, typer.Option(min=1, help="Bars ahead that are forecast.")] = _DEFAULTS.horizon,
     as_json: Json = False,  # noqa: FBT002
@@ -32,7 +41,9 @@ def evaluate(
     """
     settings = command_settings()
     from flows.evaluate import evaluate_market, render
+    from flows.steps.live import the_market
 
+    market = market or the_market(settings, interval=interval, horizon=horizon)
     config = CycleConfig(market=market, interval=interval, horizon=horizon)
     done = evaluate_market(settings, config, clock=lambda: datetime.now(UTC))
     if as_json:

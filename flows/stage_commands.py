@@ -12,6 +12,7 @@ import typer
 from flows.command import Json, command_settings, echo, table
 from flows.console import make_console
 from flows.cycle import CycleConfig, Policy
+from flows.evaluate_command import LiveMarket
 
 if TYPE_CHECKING:
     from flows.stages import Decision, Desk
@@ -104,14 +105,15 @@ def history(
     if as_json:
         echo(rows)
     elif rows:
-        shown = ("time", "market", "variant", "version", "from", "to", "allocation", "actor", "reason")
-        make_console().print(table(f"{len(rows)} changes", [{name: row[name] for name in shown} for row in rows]))
+        shown = ("market", "variant", "version", "from", "to", "allocation", "actor", "reason")
+        changes = [{"time": _minute(row["time"])} | {name: row[name] for name in shown} for row in rows]
+        make_console().print(table(f"{len(rows)} changes, times in UTC", changes))
     else:
         make_console().print("No stage was ever changed.")
 
 
 def shadow(
-    market: Annotated[str, typer.Option(help="A built-in market, or a folder of your own data.")] = _DEFAULTS.market,
+    market: LiveMarket = None,
     interval: Annotated[str, typer.Option(help="The bars to use, such as 1d or 1h.")] = _DEFAULTS.interval,
     horizon: Annotated[int, typer.Option(min=1, help="Bars ahead that are forecast.")] = _DEFAULTS.horizon,
     as_json: Json = False,  # noqa: FBT002
@@ -119,7 +121,9 @@ def shadow(
     """Show whether a challenger on paper has shown itself better than Production; look as often as you like."""
     settings = command_settings()
     from flows.shadow import plain, render, shadow_now
+    from flows.steps.live import the_market
 
+    market = market or the_market(settings, interval=interval, horizon=horizon)
     config = CycleConfig(market=market, interval=interval, horizon=horizon)
     found = shadow_now(settings, config, now=datetime.now(UTC))
     if as_json:
@@ -173,6 +177,10 @@ def _decide(
         "stage's capital",
         markup=False,
     )
+
+
+def _minute(time: str) -> str:
+    return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M}"
 
 
 def _stage(name: str | None) -> Stage | None:

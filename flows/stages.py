@@ -92,13 +92,19 @@ def _held(settings: Settings) -> Iterator[Databases]:
 
 
 def _market_of(client: MlflowClient, variant: str) -> str:
-    having = [market for market in markets(client) if versions_of(client, model_name(market, variant))]
+    having = _having(client, variant, markets(client), "any market")
     if len(having) > 1:
         raise StageError(f"{', '.join(having)} all have {variant}; say which: --market {having[0]}")
-    if not having:
-        known = sorted({name for market in markets(client) for name in assignments(client, market)})
-        raise _unknown(variant, "any market", known)
     return having[0]
+
+
+def _having(client: MlflowClient, variant: str, among: Sequence[str], where: str) -> list[str]:
+    """Those of the markets that have the variant; there must be one."""
+    having = [market for market in among if versions_of(client, model_name(market, variant))]
+    if not having:
+        known = sorted({name for market in among for name in assignments(client, market)})
+        raise _unknown(variant, where, known)
+    return having
 
 
 def _unknown(variant: str, where: str, known: Sequence[str]) -> StageError:
@@ -201,9 +207,13 @@ def _move(desk: Desk, held: Assignment, place: Target, decision: Decision) -> St
 
 
 def history(settings: Settings, *, variant: str | None = None, market: str | None = None) -> list[dict[str, Any]]:
-    """The rows of the audit log, oldest first, as plain data."""
+    """The rows of the audit log, oldest first, as plain data; ``StageError`` where nobody knows the variant."""
     with _held(settings) as databases, open_log(settings, databases) as log:
-        return [_plain(row) for row in log.rows(market, variant)]
+        rows = [_plain(row) for row in log.rows(market, variant)]
+        if variant and not rows:  # never moved, or misspelt
+            client = connect(databases.url("mlflow"))
+            _having(client, variant, [market] if market else markets(client), market or "any market")
+    return rows
 
 
 def _plain(row: AuditRow) -> dict[str, Any]:

@@ -13,11 +13,13 @@ import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from feature_repo.market.schema import Market
@@ -29,7 +31,7 @@ from flows.settings import Settings
 from flows.steps import data
 from flows.steps.fit import Trained
 from flows.steps.run import DECIDING, Run, run_apart
-from training.artifacts import ArtifactError, code_fingerprint, code_version
+from training.artifacts import UNKNOWN_VERSION, ArtifactError, code_fingerprint, code_version
 from training.certificate import CERTIFICATE, Certificate, Rebuilt, certify
 from training.panels import save_panel
 from training.rating.evidence import Finding
@@ -225,9 +227,25 @@ def render(console: Console, made: Certificate) -> None:
     for name in ("item", "", "expected", "got"):
         table.add_column(name, overflow="fold")
     for item in made.items:
-        table.add_row(item.name, f"[{_COLOURS[item.status]}]{item.status}[/]", item.expected, item.got)
+        said = ("as recorded", "") if item.status == "ok" else (escape(item.expected), escape(item.got))
+        table.add_row(item.name, f"[{_COLOURS[item.status]}]{item.status}[/]", *said)
     console.print(table)
+    if step := _next_step(made):
+        console.print(step, markup=False, soft_wrap=True)
     console.print("Reproduced." if made.ok else "NOT reproduced.", style="bold green" if made.ok else "bold red")
+
+
+def _next_step(made: Certificate) -> str:
+    """What to do where the source is another; nothing where only packages are, which no commit brings back."""
+    code = next((item for item in made.items if item.name == "code version" and item.status == "not ok"), None)
+    if code is None or "; source " not in code.expected:
+        return ""
+    recorded = code.expected.partition(";")[0].removeprefix("commit ")
+    commit = recorded.removesuffix("-dirty")
+    if commit == UNKNOWN_VERSION:
+        return "The source is another one, and nobody knows its commit: it was no git checkout."
+    changed = " (it also had changes that were never committed)" if commit != recorded else ""
+    return f"The source is another one: check out {commit}{changed} and verify again."
 
 
 def _saved(panels: Path, fingerprint: str) -> Path | None:
@@ -252,8 +270,12 @@ def _nothing(name: str, stage: str, alike: list[tuple[str, Assignment]], held: l
     if alike:
         has = ", ".join(f"{model_name(market, each.variant)} is in {each.stage}" for market, each in alike)
         return f"no model {name} in stage {stage}: {has}"
+    full = {model_name(market, each.variant): each.variant for market, each in held}
+    names = {known: model for model, variant in full.items() for known in (variant, model)}
+    near = dict.fromkeys(names[close] for close in get_close_matches(name, names, n=3))
+    meant = f"; did you mean {' or '.join(near)}?" if near else ""
     trading = [model_name(market, each.variant) for market, each in held if each.stage in ALIASES]
     return (
-        f"no model {name!r} among {len(held)} registered ones; trading now: {', '.join(trading) or 'none'}; "
-        "`perennial status` lists them"
+        f"no model {name!r} among {len(held)} registered ones{meant}; on paper or live: "
+        f"{', '.join(trading) or 'none'}; `perennial status` lists them"
     )

@@ -1,4 +1,4 @@
-"""The routes of the signal API: ``/health``, ``/models``, ``/signals``."""
+"""The routes of the signal API: ``/`` lists the others, ``/health``, ``/models``, ``/signals``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, cast, get_args
 import pandas as pd
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 
 from serving.schemas import (
     Health,
@@ -60,6 +61,18 @@ AnyStage = Annotated[
 StagedStage = Annotated[
     str | None, Query(description="One stage; without it both", json_schema_extra={"enum": [*LABELS]})
 ]
+
+
+@router.get("/")
+def index(request: Request) -> dict[str, str]:
+    """What there is to ask for; it reads nothing, so it answers also while the registry is down."""
+    _check_parameters(request, ())
+    described = [route for route in router.routes if isinstance(route, APIRoute) and route.path != "/"]
+    return {
+        **{route.path: _described(route) for route in described},
+        "/openapi.json": "The schema of all answers.",
+        "/docs": "The same to read and try out in a browser; its scripts come from the internet.",
+    }
 
 
 @router.get("/health", responses=_UNAVAILABLE)
@@ -173,6 +186,13 @@ def _in_stages(held: Collection[Assignment], stages: Collection[Stage]) -> list[
 
 
 # ---- what is answered ------------------------------------------------------------------------------------------------
+
+
+def _described(route: APIRoute) -> str:
+    """In a line what a route answers, and by what to filter it."""
+    filters = [parameter.name for parameter in route.dependant.query_params]
+    says = route.description.splitlines()[0]
+    return f"{says} Filters: {', '.join(filters)}." if filters else says
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

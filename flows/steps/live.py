@@ -1,10 +1,12 @@
-"""The five-minute snapshot: every variant's live figures, at the newest known prices."""
+"""What has live fits, and the five-minute snapshot: every variant's live figures, at the newest known prices."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -15,10 +17,131 @@ from feature_repo.market.schema import Market
 from flows.cycle import CycleConfig
 from flows.settings import Settings
 from flows.steps import data
+from training.artifacts import ArtifactError
 from training.dataset import Panel
+from training.evaluation import KIND
 from training.rating.live import SnapshotStore, live_fits, live_panel, newest_prices, snapshot
+from training.recipe import Recipe, read_recipe
 from training.signals import SignalStore
 from training.trainer import FoldResult
+
+Log: TypeAlias = "logging.Logger | logging.LoggerAdapter[Any]"
+
+
+class DesksError(RuntimeError):
+    """Markets with live fits that can't be gone over or chosen from; the message says which and what to do."""
+
+
+# ---- what there is ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiveDesk:
+    """What has live fits: the market of this name, by the interval and horizon of ``config``, which says its source."""
+
+    market: str
+    config: CycleConfig
+
+    def __str__(self) -> str:
+        return f"{self.market} ({self.config.interval} bars, {self.config.horizon} ahead)"
+
+    def require(self, name: str) -> None:
+        """Raise ``DesksError`` where its source holds a market of another name by now."""
+        if name != self.market:
+            raise DesksError(
+                f"{self.config.market} holds the market {name!r} now, and the live fits are of {self.market!r}: give "
+                "it its name back in market.yaml, or fit the new one with `perennial run`"
+            )
+
+
+def desks(settings: Settings) -> tuple[list[LiveDesk], dict[str, str]]:
+    """All of the home that has live fits; and the markets of which no fit says where their data lies, with the reason.
+
+    The data lies where the newest of its fits by interval and horizon had it from: a folder may have moved since.
+    """
+    found, placeless = [], {}
+    for folder in sorted(each for each in settings.signals.glob("*") if each.is_dir()):
+        newest, why = _newest_recipes(folder.name, settings)
+        found += [
+            LiveDesk(
+                market=folder.name,
+                config=CycleConfig(market=recipe.task.market, interval=interval, horizon=horizon),
+            )
+            for (interval, horizon), recipe in sorted(newest.items())
+        ]
+        if why and not newest:
+            placeless[folder.name] = why
+    return found, placeless
+
+
+def _newest_recipes(market: str, settings: Settings) -> tuple[dict[tuple[str, int], Recipe], str]:
+    """By interval and horizon, of those that say where the data came from; and what is wrong with another."""
+    newest: dict[tuple[str, int], Recipe] = {}
+    why = ""
+    for variant, key in SignalStore(root=settings.signals / market).versions(KIND):
+        fit = settings.cycles / "fits" / variant / key
+        if not (fit / "result.json").exists():
+            continue  # it came from elsewhere
+        try:
+            recipe = read_recipe(fit / "model")
+        except (ArtifactError, OSError) as error:
+            why = str(error)
+            continue
+        if recipe is None or not recipe.task.market:
+            why = f"{fit} does not say where its market's data came from; `perennial run` fits it again"
+            continue
+        of = recipe.task.interval, recipe.horizon
+        if of not in newest or _made_at(newest[of]) < _made_at(recipe):
+            newest[of] = recipe
+    return newest, why
+
+
+def _made_at(recipe: Recipe) -> datetime:
+    return datetime.fromisoformat(recipe.task.made_at)
+
+
+def the_market(settings: Settings, *, interval: str, horizon: int) -> str:
+    """The source of the only market that has live fits; the default market where none has any.
+
+    Raises ``DesksError`` with what there is where several have.
+    """
+    found, placeless = desks(settings)
+    sources: dict[str, str] = {}
+    for desk in found:
+        if desk.market not in sources or (desk.config.interval, desk.config.horizon) == (interval, horizon):
+            sources[desk.market] = desk.config.market
+    if len(sources) + len(placeless) > 1:
+        raise DesksError(f"several markets have live fits; name one with --market: {', '.join(sources.values())}")
+    for market, why in placeless.items():
+        raise DesksError(f"nobody knows where the data of market {market!r} lies ({why}); name it with --market")
+    return next(iter(sources.values()), CycleConfig().market)
+
+
+def go_over(settings: Settings, work: Callable[[LiveDesk], int], log: Log) -> int:
+    """Do ``work`` for all of the home that has live fits, and add up what it gives.
+
+    One that fails is told of in the log and holds up no other; in the end a ``DesksError`` names those that did.
+    """
+    found, placeless = desks(settings)
+    failed = dict(placeless)
+    for market, why in failed.items():
+        log.error("%s failed: %s", market, why)
+    if not found and not failed:
+        log.info("Nothing to do: there is no live fit in %s yet; `perennial run` makes some.", settings.home)
+    total = 0
+    for desk in found:
+        try:
+            total += work(desk)
+        except Exception as error:  # whatever a market's files may lead to, in any reader
+            log.exception("%s failed", desk)
+            failed[str(desk)] = str(error) or type(error).__name__
+    if failed:
+        told = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        raise DesksError(f"{len(failed)} of {len(found) + len(placeless)} failed; {told}")
+    return total
+
+
+# ---- the snapshot ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,11 +181,14 @@ def read_live(settings: Settings, config: CycleConfig, market: Market, *, now: d
 def take_snapshot(
     settings: Settings, config: CycleConfig, market: Market, *, active: Collection[str], now: datetime
 ) -> pd.DataFrame:
-    """Rate all variants of a market by their live signals up to ``now``; kept once every five minutes."""
+    """Rate all variants of a market by their live signals up to ``now``; kept once every five minutes.
+
+    By interval and horizon the snapshots have folders of their own: a slot's first one stays.
+    """
     info = market.info
     live = read_live(settings, config, market, now=now)
     return snapshot(
-        SnapshotStore(root=settings.snapshots / info.name),
+        SnapshotStore(root=settings.snapshots / info.name / f"{config.interval}-{config.horizon}"),
         live.signals,
         live.thresholds(live.fits),
         live.panel,

@@ -200,7 +200,9 @@ def test_without_anyone_in_production_it_says_so(settings, config, market, datab
     lonely.step(change("new"))
     elsewhere = replace(market, info=replace(market.info, name=lonely.market))
     nobody = beside_production(settings, config, elsewhere, client, log, now=now)
-    assert nobody.why == ("Nobody is in Production, so there is no incumbent to test 1 challenger in Staging against")
+    assert nobody.why == (
+        f"Nobody is in Production of {lonely.market}, so there is no incumbent to test 1 challenger in Staging against"
+    )
     console = Console(file=io.StringIO(), width=200)
     render(console, nobody)
     assert console.file.getvalue() == f"{nobody.why}.\n"

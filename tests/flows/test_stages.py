@@ -1,13 +1,15 @@
 """What people do about stages, on a real registry and a real audit log."""
 
 import json
+import os
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from typer.testing import CliRunner
 
-from flows import stages
+from flows import cli, stages
 from flows.settings import Settings
 from flows.stages import Decision
 from tests.training.rating.stage_desk import Desk as Registry
@@ -215,6 +217,40 @@ def test_history_is_plain_data_and_the_log_is_verified(desk, session_settings, v
     assert stages.verify_log(session_settings).ok
     accepted = stages.accept_log(session_settings, ANNA)
     assert stages.history(session_settings)[-1]["hash"] == accepted.hash
+
+
+def _history(*arguments):
+    return CliRunner().invoke(cli.app, ["history", *arguments])
+
+
+@pytest.fixture
+def in_session_home(session_settings, monkeypatch):
+    """Commands work on the session's home, and leave the environment as it was."""
+    before = dict(os.environ)
+    monkeypatch.setenv("PERENNIAL_HOME", str(session_settings.home))
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_the_history_of_a_variant_that_nobody_knows_is_refused(desk, session_settings, in_session_home, variant):
+    assert stages.history(session_settings, variant=variant) == []  # it is registered, and was never moved
+    said = _history(variant)
+    assert (said.exit_code, said.stdout) == (0, "No stage was ever changed.\n")
+    with pytest.raises(StageError, match=f"no variant '{variant}' is registered in elsewhere, of 0"):
+        stages.history(session_settings, variant=variant, market="elsewhere")
+    said = _history(variant[:-2])
+    assert said.exit_code == 1
+    assert f"no variant '{variant[:-2]}' is registered in any market" in said.output
+    assert f"did you mean {variant}" in said.output
+
+
+def test_the_history_is_printed_to_the_minute_and_whole_as_json(desk, in_session_home, variant):
+    stages.promote(desk, variant, ANNA)
+    printed = " ".join(_history(variant).stdout.split())
+    assert "2024-05-06" in printed
+    assert "21:00:00" not in printed
+    assert json.loads(_history(variant, "--json").stdout)[0]["time"] == "2024-05-06T21:00:00+00:00"
 
 
 def test_the_watch_finds_what_people_moved_in_any_market(desk, session_settings, variant):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from feature_repo.definitions.repo import open_feature_store
 from feature_repo.store.tables import append_rows, feature_names, read_rows
@@ -18,7 +20,7 @@ from flows.cycle import CycleConfig
 from flows.settings import Settings
 from flows.steps import data, fit
 from flows.steps.run import Run, name_run
-from flows.verify import VerifyError, certificates, find, verify_model
+from flows.verify import VerifyError, certificates, find, render, verify_model
 from tests.flows.small_market import write_small_market
 from training.artifacts import read_manifest
 from training.certificate import CERTIFICATE, Certificate
@@ -271,3 +273,46 @@ def test_the_rebuilt_panel_is_the_one_fitted_on(trained: fit.Trained) -> None:
         == task.panel_fingerprint
         == read_manifest(model_folder(task)).dataset_fingerprint
     )
+
+
+def _printed(made: Certificate) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    render(console, made)
+    return console.file.getvalue()
+
+
+def test_what_is_printed_of_an_ok_item_is_that_it_is_as_recorded(
+    settings: Settings, tracker: Tracker, variant: Variant
+) -> None:
+    made = _verify(settings, tracker, variant)
+    printed = _printed(made)
+    assert printed.count("as recorded") == len(made.items)
+    assert not any(item.expected in printed for item in made.items)
+    assert "check out" not in printed
+
+
+def test_where_the_source_is_another_the_commit_to_check_out_is_told(
+    settings: Settings, tracker: Tracker, variant: Variant
+) -> None:
+    made = _verify(settings, tracker, variant)
+    told = {
+        "commit abc123; source 0a1b": "check out abc123 and verify again",
+        "commit abc123-dirty; source 0a1b": "check out abc123 (it also had changes that were never committed) and",
+        "commit unknown; source 0a1b": "nobody knows its commit",
+    }
+    for expected, said in told.items():
+        code = replace(made.items[0], status="not ok", expected=expected, got="commit def; source [2c3d]")
+        printed = _printed(replace(made, items=(code, *made.items[1:])))
+        assert said in printed
+        assert "source [2c3d]" in printed
+    package = replace(
+        made.items[0], status="not ok", expected="commit abc123; numpy 2.0", got="commit abc123; numpy 2.4"
+    )
+    assert "check out" not in _printed(replace(made, items=(package, *made.items[1:])))
+
+
+def test_an_unknown_model_is_refused_with_those_that_are_alike(tracker: Tracker, variant: Variant) -> None:
+    with pytest.raises(VerifyError, match=rf"did you mean small\.{variant.id}\?; on paper or live: none"):
+        find(tracker.client, variant.id[:-1])
+    with pytest.raises(VerifyError, match="no model 'nosuch' among 1 registered ones; on paper or live: none"):
+        find(tracker.client, "nosuch")

@@ -118,6 +118,19 @@ def test_before_the_first_cycle_it_is_healthy_and_empty(desk):
     assert (answer["signals"], answer["problems"]) == ([], [])
 
 
+def test_its_address_lists_what_there_is_to_ask_for_without_the_registry(tmp_path):
+    home = tmp_path / "gone"
+    api = TestClient(create_app(ServingConfig(home=home, mlflow_uri=f"sqlite:///{home / 'mlflow.db'}")))
+    routes = api.get("/").json()
+    assert set(routes) == {"/health", "/models", "/signals", "/openapi.json", "/docs"}
+    assert routes["/health"] == "Whether the registry answers, and how old each market's newest signal is."
+    assert routes["/models"].endswith("Filters: market, stage.")
+    assert all("\n" not in line and line.endswith(".") for line in routes.values())
+    assert [api.get(path).status_code for path in ("/openapi.json", "/docs")] == [200, 200]
+    assert api.get("/", params={"market": "us"}).status_code == 422
+    assert not home.exists()
+
+
 def test_health_tells_the_age_of_the_newest_signal(trading):
     (market,) = trading.get("/health")["markets"]
     assert market == {

@@ -220,7 +220,7 @@ def shadow(lineup: Lineup, tracks: Tracks, panel: Panel, *, market: str, level: 
     decided_T, closed_T = _bars(tracks, panel)
     shares = {variant: shares[-1][1] for variant, shares in lineup.production.items()}
     if lineup.since is None or not any(shares.values()):
-        why = _no_incumbent(shares, len(lineup.challengers))
+        why = _no_incumbent(market, shares, len(lineup.challengers))
         return Shadow(market=market, incumbent=shares, since=None, num_tests=0, level=level, tests=(), why=why)
     book_T, trackless = _book(lineup, tracks, decided_T)
     tests = []
@@ -240,7 +240,7 @@ def shadow(lineup: Lineup, tracks: Tracks, panel: Panel, *, market: str, level: 
         num_tests=lineup.num_tests,
         level=level,
         tests=tests,
-        why=_summary(tests, level, lineup.num_tests),
+        why=_summary(market, tests, level, lineup.num_tests),
     )
 
 
@@ -324,11 +324,11 @@ def _why(result: Challenge, since: datetime, event_times_T: TimeArray, missing: 
     )
 
 
-def _summary(tests: Sequence[ShadowTest], level: float, num_tests: int) -> str:
+def _summary(market: str, tests: Sequence[ShadowTest], level: float, num_tests: int) -> str:
     won = [test.challenger for test in tests if test.better == "challenger"]
     lost = sum(test.better == "incumbent" for test in tests)
     if not tests:
-        return "Nobody is in Staging, so there is nobody to test beside Production"
+        return f"Nobody is in Staging of {market}, so there is nobody to test beside Production"
     said = f"{len(won) or 'None'} of {_count(len(tests), 'challenger')} shown to be better than Production"
     if won:
         said += f" ({', '.join(won)})"
@@ -340,8 +340,9 @@ def _summary(tests: Sequence[ShadowTest], level: float, num_tests: int) -> str:
     )
 
 
-def _no_incumbent(shares: Mapping[str, float], num_challengers: int) -> str:
-    lacking = f"{', '.join(shares)} in Production has no capital" if shares else "Nobody is in Production"
+def _no_incumbent(market: str, shares: Mapping[str, float], num_challengers: int) -> str:
+    production = f"Production of {market}"
+    lacking = f"{', '.join(shares)} in {production} has no capital" if shares else f"Nobody is in {production}"
     to_test = f"{_count(num_challengers, 'challenger')} in Staging" if num_challengers else "anyone"
     return f"{lacking}, so there is no incumbent to test {to_test} against"
 

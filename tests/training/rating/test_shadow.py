@@ -288,7 +288,10 @@ def test_who_has_no_track_is_named(gone, named):
 
 @pytest.mark.parametrize(
     ("production", "said"),
-    [({}, "Nobody is in Production"), ({"idle": [(LONG_AGO, 0.0)]}, "idle in Production has no capital")],
+    [
+        ({}, "Nobody is in Production of m"),
+        ({"idle": [(LONG_AGO, 0.0)]}, "idle in Production of m has no capital"),
+    ],
 )
 def test_no_production_no_test(production, said):
     lineup = Lineup(
@@ -308,7 +311,7 @@ def test_before_any_live_bar_there_is_nothing_to_say():
     none = shadow(lineup_of(["new"]), tracks_of(live=[], new=[]), bars_of(3), market="m")
     assert none.tests[0].why.startswith("no bar counts yet: none that was decided after")
     assert run(replace(lineup_of(["new"]), challengers={}), live=noise()).why == (
-        "Nobody is in Staging, so there is nobody to test beside Production"
+        "Nobody is in Staging of m, so there is nobody to test beside Production"
     )
 
 
