@@ -35,7 +35,7 @@ from flows.postgres import Databases, Hold
 from flows.settings import Settings, read_settings
 from flows.stages import open_log
 from flows.steps import data, describe, evidence, fit, judge, leaks, record, watch
-from flows.steps.run import Run, RunError, alone, name_run
+from flows.steps.run import Run, RunError, alone, name_run, remember
 from training.engine import Pool
 from training.latency import latency_p99
 from training.model_registry import ModelRegistry
@@ -195,6 +195,7 @@ def _cycle(
                 reports=[*watched.files, judge.write_report(run, judgement)],
                 ended_at=datetime.now(UTC),
             )
+            remember(settings, run)
     summary = describe.summarise(
         run,
         market,

@@ -18,6 +18,7 @@ def main() -> None:
 
     from flows.cycle_flow import cycle
     from flows.evaluate_flow import evaluate
+    from flows.nightly_flow import nightly
     from flows.snapshot_flow import snapshot
 
     deployment: Any = cycle.to_deployment(  # typed as a coroutine too, which it is in async code only
@@ -35,9 +36,15 @@ def main() -> None:
         tags=["perennial"],
         cron="*/15 * * * *",
     )
+    every_night: Any = nightly.to_deployment(
+        name="nightly",
+        description="The newest cycle of every market, run again as it was asked.",
+        tags=["perennial"],
+        cron="0 23 * * *",
+    )
     # a thread, not a flow: every run of a flow is a process that imports for seconds
     threading.Thread(target=_watch_stages, daemon=True).start()
-    serve(deployment, every_five_minutes, every_quarter, pause_on_shutdown=False)
+    serve(deployment, every_five_minutes, every_quarter, every_night, pause_on_shutdown=False)
 
 
 def _watch_stages() -> None:

@@ -118,6 +118,7 @@ def test_importing_leaves_everything_as_it_was(tmp_path: Path) -> None:
         "feature_repo.store.online",
         "flows.cycle_flow",
         "flows.evaluate_flow",
+        "flows.nightly_flow",
         "flows.snapshot_flow",
     )
     names = [name for name in map(_module, SOURCES) if not name.startswith(theirs)]

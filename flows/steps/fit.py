@@ -11,7 +11,7 @@ from feature_repo.market.costs import CostModel
 from flows.cycle import CycleConfig
 from flows.settings import Settings
 from flows.steps.data import Panels
-from flows.steps.run import Run
+from flows.steps.run import Run, place
 from training.catalogue_file import read_catalogue
 from training.engine import Lost, Pool, open_pool
 from training.models.spec import Budget, Value
@@ -80,15 +80,9 @@ def fold_task(
         signals=run.signals,
         made_at=run.now.isoformat(),
         keeps_model=keeps_model,
-        market=_place(run.config.market),
+        market=place(run.config.market),
         as_of=run.config.as_of.isoformat() if run.config.as_of else "",
     )
-
-
-def _place(market: str) -> str:
-    """A market's folder so that it is found from anywhere; a name as it is."""
-    folder = Path(market).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else market
 
 
 def num_trials(config: CycleConfig, variant: Variant) -> int:

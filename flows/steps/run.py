@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -21,6 +23,7 @@ from training.models.spec import Device
 
 DECIDING: Final = ("feature_repo", "training")
 """The packages whose source decides what a fit gives."""
+_NIGHTLY: Final = "nightly"
 
 
 class RunError(RuntimeError):
@@ -88,6 +91,32 @@ def run_apart(name: str, config: CycleConfig, market: Market, now: datetime, fol
         signals=folder / "signals",
         reports=folder,
     )
+
+
+def remember(settings: Settings, run: Run) -> None:
+    """Keep how a cycle was asked for, so that it can be run again every night; one as of a past day is not."""
+    config = run.config
+    if config.as_of is not None:
+        return
+    catalogue = str(Path(config.catalogue).absolute()) if config.catalogue else ""
+    asked = {**asdict(config), "market": place(config.market), "catalogue": catalogue}
+    folder = settings.cycles / _NIGHTLY
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{os.getpid()}"
+    partial.write_text(json.dumps(asked, indent=1), encoding="utf-8")
+    partial.replace(folder / f"{run.market}-{config.interval}-{config.horizon}.json")
+
+
+def remembered(settings: Settings) -> list[CycleConfig]:
+    """The newest cycle of each market, interval and horizon, as it was asked for."""
+    files = sorted((settings.cycles / _NIGHTLY).glob("*.json"))
+    return [CycleConfig(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+
+def place(market: str) -> str:
+    """A market's folder so that it is found from anywhere; a name as it is."""
+    folder = Path(market).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else market
 
 
 @contextmanager
