@@ -155,19 +155,12 @@ def _find(name: str) -> Variant:
 
 
 def _panels(run: Run, market: Market, pipelines: Sequence[str]) -> data.Panels:
-    from feature_repo.definitions.repo import open_feature_store  # Feast takes seconds to import
-
     not_applicable = data.build_tables(run, market, None)
     for name in pipelines:
         if name in not_applicable:
             others = sorted(set(CATALOGUE) - set(not_applicable))
             raise CompareError(f"{not_applicable[name]}; name variants of another pipeline: {', '.join(others)}")
-    store = open_feature_store(
-        project=_NAME,
-        registry=f"sqlite:///{run.reports / 'registry.db'}",
-        features_root=run.features,
-        interval=run.config.interval,
-    )
+    store = data.open_store(run, f"sqlite:///{run.reports / 'registry.db'}")
     return data.assemble_panels(run, market, pipelines, store)
 
 

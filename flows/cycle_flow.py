@@ -25,7 +25,6 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from rich.progress import Progress
 from sqlalchemy.exc import OperationalError
 
-from feature_repo.definitions.repo import open_feature_store
 from feature_repo.market.schema import Market
 from feature_repo.pipelines.catalog import CATALOGUE
 from flows import shadow
@@ -65,7 +64,7 @@ def step(name: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 load = step("Load and validate the market")(data.load)
 build_tables = step("Build the feature tables")(data.build_tables)
-apply_definitions = step("Apply the Feast definitions")(open_feature_store)
+apply_definitions = step("Apply the Feast definitions")(data.open_store)
 assemble = step("Assemble point-in-time panels")(data.assemble_panels)
 check_leaks = step("Check for leaks")(leaks.check_leaks)
 judge_all = step("Rate and gate all variants")(judge.judge)
@@ -216,13 +215,7 @@ def _cycle(
 
 
 def _panels(run: Run, market: Market, databases: Databases, applicable: Sequence[str]) -> data.Panels:
-    store = apply_definitions(
-        project=data.feast_project(run.market, run.config.interval),
-        registry=databases.url("feast"),
-        features_root=run.features,
-        interval=run.config.interval,
-    )
-    return assemble(run, market, applicable, store)
+    return assemble(run, market, applicable, apply_definitions(run, databases.url("feast")))
 
 
 def _tune_all(

@@ -11,7 +11,8 @@ from flows.cycle import CycleConfig
 from flows.evaluate import evaluate_market
 from flows.settings import Settings, read_settings
 from flows.steps.evaluate import Evaluation
-from flows.steps.live import LiveDesk, Log, go_over
+from flows.steps.live import LiveDesk, go_over
+from flows.steps.run import Log
 
 _DEFAULTS = CycleConfig()
 

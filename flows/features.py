@@ -51,19 +51,12 @@ def health(settings: Settings, config: CycleConfig, now: datetime) -> tuple[list
 
 def _panels(config: CycleConfig, names: list[str]) -> Iterator[Panel]:
     """Panels over the whole history, built in a place of their own so that the market's tables stay as they are."""
-    from feature_repo.definitions.repo import open_feature_store  # Feast takes seconds to import
-
     wanted = [pipeline(name).name for name in names]  # refuse a wrong name before the work begins
     market = data.load(config, datetime.now(UTC))
     with TemporaryDirectory(prefix="perennial-features-") as folder:
         run = run_apart("features", config, market, datetime.now(UTC), Path(folder))
         not_applicable = data.build_tables(run, market, None)
-        store = open_feature_store(
-            project=data.feast_project(run.market, config.interval),
-            registry=f"sqlite:///{run.reports / 'registry.db'}",
-            features_root=run.features,
-            interval=config.interval,
-        )
+        store = data.open_store(run, f"sqlite:///{run.reports / 'registry.db'}")
         grid = data.market_grid(market, config.interval)
         for name in wanted or [name for name in CATALOGUE if name not in not_applicable]:
             if name in not_applicable:

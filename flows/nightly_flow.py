@@ -9,7 +9,7 @@ from prefect import flow, get_run_logger
 from flows.cycle import CycleConfig
 from flows.cycle_flow import cycle
 from flows.settings import read_settings
-from flows.steps.run import RunError, remembered
+from flows.steps.run import one_by_one, remembered
 
 
 @flow(name="nightly")
@@ -21,17 +21,9 @@ def nightly() -> int:
     log, configs = get_run_logger(), remembered(read_settings())
     if not configs:
         log.info("Nothing to do: no cycle has ended yet; `perennial run` runs one.")
-    failed = [f"{config.market}: {why}" for config in configs if (why := _failure(config))]
-    if failed:
-        raise RunError(f"{len(failed)} of {len(configs)} cycles failed; {'; '.join(failed)}")
-    return len(configs)
+    return one_by_one(configs, _run, log)
 
 
-def _failure(config: CycleConfig) -> str:
-    """Run a cycle; why it failed, empty where it did not."""
-    try:
-        cycle(**asdict(config))
-    except Exception as error:  # whatever it was, the next market is not to blame
-        get_run_logger().exception("the cycle on %s failed", config.market)
-        return str(error) or type(error).__name__
-    return ""
+def _run(config: CycleConfig) -> int:
+    cycle(**asdict(config))
+    return 1

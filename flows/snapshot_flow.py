@@ -10,7 +10,8 @@ from flows.cycle import CycleConfig
 from flows.postgres import Hold
 from flows.settings import Settings, read_settings
 from flows.steps import data
-from flows.steps.live import LiveDesk, Log, go_over, take_snapshot
+from flows.steps.live import LiveDesk, go_over, take_snapshot
+from flows.steps.run import Log
 from training.rating.promotion import current
 from training.tracking import connect
 

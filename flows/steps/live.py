@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -17,6 +15,7 @@ from feature_repo.market.schema import Market
 from flows.cycle import CycleConfig
 from flows.settings import Settings
 from flows.steps import data
+from flows.steps.run import Log, one_by_one
 from training.artifacts import ArtifactError
 from training.dataset import Panel
 from training.evaluation import KIND
@@ -24,8 +23,6 @@ from training.rating.live import SnapshotStore, live_fits, live_panel, newest_pr
 from training.recipe import Recipe, read_recipe
 from training.signals import SignalStore
 from training.trainer import FoldResult
-
-Log: TypeAlias = "logging.Logger | logging.LoggerAdapter[Any]"
 
 
 class DesksError(RuntimeError):
@@ -120,25 +117,14 @@ def the_market(settings: Settings, *, interval: str, horizon: int) -> str:
 def go_over(settings: Settings, work: Callable[[LiveDesk], int], log: Log) -> int:
     """Do ``work`` for all of the home that has live fits, and add up what it gives.
 
-    One that fails is told of in the log and holds up no other; in the end a ``DesksError`` names those that did.
+    One that fails is told of in the log and holds up no other; in the end a ``RunError`` names those that did.
     """
     found, placeless = desks(settings)
-    failed = dict(placeless)
-    for market, why in failed.items():
+    for market, why in placeless.items():
         log.error("%s failed: %s", market, why)
-    if not found and not failed:
+    if not found and not placeless:
         log.info("Nothing to do: there is no live fit in %s yet; `perennial run` makes some.", settings.home)
-    total = 0
-    for desk in found:
-        try:
-            total += work(desk)
-        except Exception as error:  # whatever a market's files may lead to, in any reader
-            log.exception("%s failed", desk)
-            failed[str(desk)] = str(error) or type(error).__name__
-    if failed:
-        told = "; ".join(f"{name}: {why}" for name, why in failed.items())
-        raise DesksError(f"{len(failed)} of {len(found) + len(placeless)} failed; {told}")
-    return total
+    return one_by_one({str(desk): desk for desk in found}, work, log, failed=placeless)
 
 
 # ---- the snapshot ----------------------------------------------------------------------------------------------------

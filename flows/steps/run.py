@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg
 
@@ -20,6 +22,9 @@ from flows.postgres import Databases
 from flows.settings import Settings
 from training.artifacts import code_fingerprint, code_version
 from training.models.spec import Device
+
+Item = TypeVar("Item")
+Log: TypeAlias = "logging.Logger | logging.LoggerAdapter[Any]"
 
 DECIDING: Final = ("feature_repo", "training")
 """The packages whose source decides what a fit gives."""
@@ -35,9 +40,8 @@ class Run:
     """One cycle: its question, its names, its clock and its places.
 
     ``code`` is the fingerprint of the source that decides results, ``git_sha`` its commit, ``device`` what networks are
-    trained on. The folders: ``features``
-    of the market's feature tables, ``panels``, ``fits`` of finished fits, ``signals`` of the market's signal store,
-    ``reports`` of this cycle.
+    trained on. The folders: ``features`` of the market's feature tables, ``panels``, ``fits`` of finished fits,
+    ``signals`` of the market's signal store, ``reports`` of this cycle.
     """
 
     config: CycleConfig
@@ -107,16 +111,40 @@ def remember(settings: Settings, run: Run) -> None:
     partial.replace(folder / f"{run.market}-{config.interval}-{config.horizon}.json")
 
 
-def remembered(settings: Settings) -> list[CycleConfig]:
-    """The newest cycle of each market, interval and horizon, as it was asked for."""
+def remembered(settings: Settings) -> dict[str, CycleConfig]:
+    """The newest cycle of each market, interval and horizon, as it was asked for, by a name that says all three."""
     files = sorted((settings.cycles / _NIGHTLY).glob("*.json"))
-    return [CycleConfig(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    return {file.stem: CycleConfig(**json.loads(file.read_text(encoding="utf-8"))) for file in files}
 
 
 def place(market: str) -> str:
     """A market's folder so that it is found from anywhere; a name as it is."""
     folder = Path(market).expanduser()
     return str(folder.absolute()) if folder.is_dir() else market
+
+
+def one_by_one(
+    items: Mapping[str, Item],
+    work: Callable[[Item], int],
+    log: Log,
+    *,
+    failed: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Do ``work`` for each of the named items and add up what it gives; one that fails holds up no other.
+
+    It is told of in the log, and in the end a ``RunError`` names those that did, with those that had ``failed`` before.
+    """
+    total, failures = 0, dict(failed)
+    for name, item in items.items():
+        try:
+            total += work(item)
+        except Exception as error:  # whatever it was, the next one is not to blame
+            log.exception("%s failed", name)
+            failures[name] = str(error) or type(error).__name__
+    if failures:
+        told = "; ".join(f"{name}: {why}" for name, why in failures.items())
+        raise RunError(f"{len(failures)} of {len(items) + len(failed)} failed; {told}")
+    return total
 
 
 @contextmanager
