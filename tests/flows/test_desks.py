@@ -24,7 +24,7 @@ from flows.evaluate_flow import evaluate_all
 from flows.settings import Settings
 from flows.snapshot_flow import snapshot_all
 from flows.steps.live import DesksError, desks, the_market
-from flows.steps.run import alone
+from flows.steps.run import RunError, alone
 from tests.flows.evaluation_desk import NUM_DAYS, Desk, bar_known, variants
 from tests.flows.small_market import write_small_market
 from training.signals import SignalStore
@@ -143,7 +143,7 @@ def test_a_market_of_which_no_recipe_says_where_its_data_lies_is_told_of(home: H
     assert found == []
     assert "is not a recipe of this version" in placeless[first]
     assert "does not say where its market's data came from; `perennial run` fits it again" in placeless[second]
-    with pytest.raises(DesksError, match=f"2 of 2 failed; {first}: .*; {second}: "):
+    with pytest.raises(RunError, match=f"2 of 2 failed; {first}: .*; {second}: "):
         evaluate_all(home.settings, LOG, clock=lambda: bar_known(-1))
 
 
@@ -199,9 +199,9 @@ def test_one_whose_folder_is_gone_holds_up_no_other(home: Home, moved: Path, cap
     gone, there = home.names
     before = home.num_signals(there)
     said = f"1 of 2 failed; {gone} (1d bars, 1 ahead): no market '{moved}'"
-    assert f"DesksError: {said}" in _evaluate_all(home)
+    assert f"RunError: {said}" in _evaluate_all(home)
     assert home.num_signals(there) == before + NUM_NEW
-    with pytest.raises(DesksError, match=re.escape(said)):
+    with pytest.raises(RunError, match=re.escape(said)):
         snapshot_all(home.settings, LOG, now=bar_known(-1))
     assert f"{gone} (1d bars, 1 ahead) failed" in caplog.text
     assert [len(_snapshots(home, name)) for name in (gone, there)] == [0, 1]
@@ -210,14 +210,14 @@ def test_one_whose_folder_is_gone_holds_up_no_other(home: Home, moved: Path, cap
 def test_one_that_another_run_holds_holds_up_no_other(home: Home, databases: postgres.Databases) -> None:
     held, _ = home.names
     said = f"1 of 2 failed; {held} (1d bars, 1 ahead): another run on market '{held}' is running"
-    with alone(databases, held), pytest.raises(DesksError, match=re.escape(said)):
+    with alone(databases, held), pytest.raises(RunError, match=re.escape(said)):
         evaluate_all(home.settings, LOG, clock=lambda: bar_known(-4))  # there is no new bar
 
 
 def test_a_folder_that_holds_another_market_now_is_not_taken_for_the_old_one(home: Home) -> None:
     first, second = home.names
     _fit_again(home, first, "a-new", made_at="2999-01-01T00:00:00+00:00", market=str(home.folders[second]))
-    with pytest.raises(DesksError, match=f"1 of 2 failed; {first} .* holds the market '{second}' now"):
+    with pytest.raises(RunError, match=f"1 of 2 failed; {first} .* holds the market '{second}' now"):
         snapshot_all(home.settings, LOG, now=bar_known(-1))
     assert [len(_snapshots(home, name)) for name in (first, second)] == [0, 1]
 

@@ -7,8 +7,9 @@ import uuid
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
+from tests.training.dying_client import DyingClient, Killed
 from training.rating import moves
 from training.rating.promotion import ALIASES, INTENT, StageChange, assignments, last_id
 from training.tracking import MODEL_STAGE, model_name
@@ -132,3 +133,36 @@ class Unaudited:
 
     def append(self, entry):
         pass
+
+
+TO_STAGING = change()
+TO_PRODUCTION = change(from_="Staging", to="Production")
+REFIT = change(version=2, from_="Production", to="Production")
+ARCHIVE = change(from_="Production", to="Archived", allocation=0.0)
+DEMOTE = change(from_="Staging", to="None", allocation=0.0)
+LATER = NOW + timedelta(days=1)
+
+
+class DyingLog:
+    """The audit log of a process that dies with its client: to append is one more write."""
+
+    def __init__(self, log, client):
+        self.log, self.client = log, client
+
+    def __getattr__(self, name):
+        return getattr(self.log, name)
+
+    def append(self, entry):
+        if self.client.left <= 0:
+            raise Killed
+        self.client.left -= 1
+        return self.log.append(entry)
+
+
+def dying(desk, num_writes):
+    client = DyingClient(desk.client, num_writes)
+    return {"client": client, "log": DyingLog(desk.log, client)}
+
+
+def seen(each):
+    return each.version, each.to if isinstance(each, StageChange) else each.stage, each.allocation

@@ -3,7 +3,6 @@
 import json
 import os
 import threading
-import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,22 +10,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from feature_repo.database import connect, migrate
+from feature_repo.database import connect
 from tests.training.dying_client import Killed
 from training.rating.audit import GENESIS, AuditError, AuditLog, Entry
 
 NOW = datetime(2024, 5, 6, 21, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def dsn(databases):
-    """One database for all tests here, since making one takes longer than a test."""
-    name = f"test_{uuid.uuid4().hex}"
-    with connect(databases.dsn("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-        migrate(databases.dsn(name), "training")
-        yield databases.dsn(name)
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
