@@ -65,11 +65,13 @@ class Part:
 
 
 def noise_tracks(size: Size) -> tuple[Tracks, FloatArray]:
-    """Fat-tailed tracks of no skill with a common part; a tenth of them began late, as agents do. And the benchmark."""
+    """Fat-tailed tracks of no skill with a common part; a tenth of them began late, as agents do. And the market."""
     rng = np.random.default_rng(0)
     shape = (size.num_variants, size.num_bars)
-    market_T = rng.normal(0.0003, 0.01, size.num_bars)
-    gross_VT = 0.006 * rng.standard_t(4, shape) + 0.2 * market_T + 0.003 * rng.standard_normal(size.num_bars)
+    market_FT = rng.normal(0.0003, 0.01, (2, size.num_bars))
+    gross_VT = (
+        0.006 * rng.standard_t(4, shape) + 0.2 * market_FT.sum(axis=0) + 0.003 * rng.standard_normal(size.num_bars)
+    )
     gross_VT[: size.num_variants // 10, : -size.num_bars // 3] = np.nan
     turnover_VT = np.where(np.isfinite(gross_VT), rng.uniform(0.2, 1.0, shape), np.nan)
     tracks = Tracks(
@@ -83,15 +85,15 @@ def noise_tracks(size: Size) -> tuple[Tracks, FloatArray]:
         decay_VH=rng.normal(0, 0.01, (size.num_variants, len(DECAY_HORIZONS))),
         capital=0.0,
     )
-    return tracks, market_T
+    return tracks, market_FT
 
 
 def returns_part(size: Size) -> Part:
     """The whole table of ratings, and its figures that the libraries have too."""
-    tracks, market_T = noise_tracks(size)
+    tracks, market_FT = noise_tracks(size)
     progress("rating all variants")
     active = tracks.variants[:12]
-    table_s, ratings = _cpu_seconds(lambda: rate(tracks, market_T, periods_per_year=YEAR, active=active))
+    table_s, ratings = _cpu_seconds(lambda: rate(tracks, market_FT, periods_per_year=YEAR, active=active))
     rows = [Row(name=f"ours: all {ratings.table.shape[1]} columns of the ratings", seconds=table_s)]
     bars = [at_most("seconds for all return-based ratings", table_s, RETURNS_S)]
     loops = {"quantstats": quantstats_loop, "empyrical": empyrical_loop, "the quicker of the two": quicker_loop}

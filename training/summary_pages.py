@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _TOLD: Final = {
     "score": "a score of {:.2f}",
     "sharpe_net": "a Sharpe ratio of {:+.2f} net of costs",
-    "sharpe_residual": "{:+.2f} residual to the benchmark",
+    "sharpe_residual": "{:+.2f} residual to the market",
     "max_drawdown": "a maximum drawdown of {:.1%}",
     "num_days": "{:.0f} bars out of sample",
 }

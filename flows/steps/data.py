@@ -57,15 +57,15 @@ PRODUCER: Final = "perennial"
 class Panels:
     """The panels of a cycle, all on one grid of sample times.
 
-    ``folders`` and ``fingerprints`` go by pipeline, ``not_applicable`` says why others have none; ``benchmark_T`` is
-    the benchmark's return from each execution to the next, ``traded_value_TN`` what of an asset trades in a bar.
+    ``folders`` and ``fingerprints`` go by pipeline, ``not_applicable`` says why others have none; ``market_FT``
+    are the returns of ``market_returns``, ``traded_value_TN`` what of an asset trades in a bar.
     ``folds`` are tested on, ``live`` is the final fit, ``tuning`` lie wholly before the first test window.
     """
 
     folders: Mapping[str, Path]
     fingerprints: Mapping[str, str]
     not_applicable: Mapping[str, str]
-    benchmark_T: FloatArray
+    market_FT: FloatArray
     traded_value_TN: FloatArray
     folds: Sequence[Fold]
     live: Fold
@@ -201,7 +201,7 @@ def assemble_panels(run: Run, market: Market, pipelines: Iterable[str], store: F
         folders={name: save_panel(panel, run.panels) for name, panel in panels.items()},
         fingerprints={name: panel.fingerprint for name, panel in panels.items()},
         not_applicable=not_applicable,
-        benchmark_T=benchmark_returns(grid, benchmark, first.hold_TN),
+        market_FT=market_returns(grid, benchmark, first.hold_TN),
         traded_value_TN=mean_traded_value(market.bars(config.interval), grid.only(first.entities)),
         folds=_test_folds(first, config),
         live=final_fold(*_times(first), train=TRAIN, validate=VALIDATE),
@@ -235,11 +235,18 @@ def sessions_needed(config: CycleConfig, available: int) -> int:
     return available - max(0, available - needed) // TEST * TEST
 
 
-def benchmark_returns(grid: PriceGrid, benchmark: str | None, hold_TN: FloatArray) -> FloatArray:
-    """The benchmark's return from each execution time to the next; without one, the assets' equal-weighted mean."""
-    if benchmark is None:
-        held = np.isfinite(hold_TN)
-        return np.where(held, hold_TN, 0.0).sum(axis=1) / np.maximum(held.sum(axis=1), 1)
+def market_returns(grid: PriceGrid, benchmark: str | None, hold_TN: FloatArray) -> FloatArray:
+    """What is no skill to hold (F, T), from each execution time to the next: the benchmark and the assets' mean.
+
+    Beside the benchmark, where there is one, goes the equal-weighted mean of the assets: those that a desk trades
+    today are the ones that did well, and holding them beats an index without any skill.
+    """
+    held = np.isfinite(hold_TN)
+    mean_T = np.where(held, hold_TN, 0.0).sum(axis=1) / np.maximum(held.sum(axis=1), 1)
+    return mean_T[None] if benchmark is None else np.stack([_benchmark_returns(grid, benchmark), mean_T])
+
+
+def _benchmark_returns(grid: PriceGrid, benchmark: str) -> FloatArray:
     own = grid.only([benchmark])
     if own.open_TN is not None and not np.isfinite(own.open_TN).any():
         own = replace(own, open_TN=None, open_times_T=None)  # an index of closes beside assets with opens

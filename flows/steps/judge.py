@@ -80,7 +80,7 @@ def rate_all(
     sizes = {variant: folds[-1].num_parameters for variant, folds in results.items() if variant not in failed}
     at = np.searchsorted(panel.event_times_T, tracks.event_times_T)
     ratings = rate(
-        tracks, panels.benchmark_T[at], periods_per_year=info.sessions_per_year, active=active, num_parameters=sizes
+        tracks, panels.market_FT[:, at], periods_per_year=info.sessions_per_year, active=active, num_parameters=sizes
     )
     return Rated(tracks=tracks, ratings=ratings, failed=failed)
 

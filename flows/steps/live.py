@@ -178,7 +178,7 @@ def take_snapshot(
         live.signals,
         live.thresholds(live.fits),
         live.panel,
-        _benchmark_T(market, live.grid, live.panel.hold_TN, now),
+        _market_returns(market, live.grid, live.panel.hold_TN, now),
         at=now,
         costs=info.costs,
         periods_per_year=info.sessions_per_year,
@@ -188,11 +188,11 @@ def take_snapshot(
     )
 
 
-def _benchmark_T(market: Market, grid: PriceGrid, hold_TN: np.ndarray, now: datetime) -> np.ndarray:
-    """The benchmark's return over the bars, that of the open one so far."""
+def _market_returns(market: Market, grid: PriceGrid, hold_TN: np.ndarray, now: datetime) -> np.ndarray:
+    """The market's returns (F, T) over the bars, those of the open one so far: ``hold_TN`` has the assets'."""
     name = market.info.benchmark
-    benchmark_T = data.benchmark_returns(grid, name, hold_TN)
-    if name is None:
-        return benchmark_T
-    marked_T = live_panel(grid.only([name]), newest_prices(market, [name], at=now), horizon=1).hold_TN[:, 0]
-    return np.where(np.isfinite(benchmark_T), benchmark_T, marked_T)
+    market_FT = data.market_returns(grid, name, hold_TN)
+    if name is not None:
+        marked_T = live_panel(grid.only([name]), newest_prices(market, [name], at=now), horizon=1).hold_TN[:, 0]
+        market_FT[0] = np.where(np.isfinite(market_FT[0]), market_FT[0], marked_T)
+    return market_FT

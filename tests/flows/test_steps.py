@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from feature_repo.market.calendar import price_grid
 from feature_repo.market.schema import MarketInfo
 from flows.cycle import CycleConfig
-from flows.steps.data import TEST, benchmark_returns, feast_project, load, per_bar, sessions_needed, still_fed
+from flows.steps.data import TEST, feast_project, load, market_returns, per_bar, sessions_needed, still_fed
 from tests.flows.small_market import write_small_market
 from tests.training.panel_makers import make_panel
 from training.panels import PanelError
@@ -47,13 +47,14 @@ def test_a_benchmark_of_closes_beside_assets_with_opens_has_returns():
     close = np.array([100.0, 101, 102, 103, 104, 105])
     bars = _bars(days, {"A": {"close": close, "open": close - 0.5}, "I": {"close": 2 * close, "open": np.nan}})
     grid = price_grid(bars, calendar="XNYS", interval="1d")
-    found = benchmark_returns(grid, "I", np.zeros((6, 1)))
-    np.testing.assert_allclose(found[:4], close[2:] / close[1:-1] - 1)
+    benchmark_T, mean_T = market_returns(grid, "I", np.full((6, 1), 0.01))
+    np.testing.assert_allclose(benchmark_T[:4], close[2:] / close[1:-1] - 1)
+    np.testing.assert_allclose(mean_T, 0.01)
 
 
-def test_without_a_benchmark_it_is_the_mean_of_what_is_there():
+def test_without_a_benchmark_the_market_is_the_mean_of_what_is_there():
     hold_TN = np.array([[0.1, 0.3], [np.nan, 0.2], [np.nan, np.nan]])
-    np.testing.assert_allclose(benchmark_returns(None, None, hold_TN), [0.2, 0.2, 0.0])
+    np.testing.assert_allclose(market_returns(None, None, hold_TN), [[0.2, 0.2, 0.0]])
 
 
 @pytest.mark.parametrize(("freq", "bars"), [("1D", 252), ("1h", 252 * 24)])

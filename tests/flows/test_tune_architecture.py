@@ -36,7 +36,7 @@ def panels(run):
     return Panels(
         folders={"toy": save_panel(panel, run.panels)},
         fingerprints={"toy": panel.fingerprint},
-        benchmark_T=np.zeros(len(panel.sample_times_T)),
+        market_FT=np.zeros((1, len(panel.sample_times_T))),
         traded_value_TN=np.full(panel.hold_TN.shape, np.nan),
         folds=[],
         live=final_fold(*times, **LENGTHS),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
 
-# Tensor suffixes: R rows (variants), V variants, T bars, N entities, H horizons.
+# Tensor suffixes: R rows (variants), V variants, F market factors, T bars, N entities, H horizons.
 
 
 def moments_python(values_RT: FloatArray) -> FloatArray:
@@ -74,28 +74,69 @@ def wealth_python(returns_RT: FloatArray) -> FloatArray:
     return out
 
 
-def past_beta_python(own_RT: FloatArray, benchmark_T: FloatArray, window: int, min_obs: int) -> FloatArray:
-    """Least-squares slope of each row on the benchmark over the ``window`` bars before each bar: (R, T).
+def past_hedge_python(own_RT: FloatArray, market_FT: FloatArray, window: int, min_obs: int) -> FloatArray:
+    """What holding the market by each row's past betas earned at each bar: (R, T).
 
-    Over the bars that both have; 0 with fewer than ``min_obs`` of them or a benchmark that doesn't vary.
+    The betas are the least-squares slopes, all factors at once, over those of the ``window`` bars before that the row
+    and every factor have. 0 with fewer than ``min_obs`` of them; a factor that is missing at the bar earns nothing.
     """
-    beta_RT = np.zeros(own_RT.shape)
+    num_factors, num_bars = market_FT.shape
+    hedge_RT = np.zeros(own_RT.shape)
+    joint_ST = np.empty((num_factors + 1, num_bars))  # S series: the factors, then the row
+    joint_ST[:num_factors] = market_FT
+    total_S, product_SS = np.zeros(num_factors + 1), np.zeros((num_factors + 1, num_factors + 1))
+    left_SS, beta_F = np.zeros(product_SS.shape), np.zeros(num_factors)
     for r in range(own_RT.shape[0]):
-        count, sum_x, sum_y, sum_xx, sum_xy = 0, 0.0, 0.0, 0.0, 0.0
-        for t in range(own_RT.shape[1]):
+        joint_ST[num_factors] = own_RT[r]
+        count, total_S[:], product_SS[:] = 0, 0.0, 0.0
+        for t in range(num_bars):
             if count >= min_obs:
-                variance = sum_xx - sum_x * sum_x / count
-                if variance > 1e-12 * sum_xx:
-                    beta_RT[r, t] = (sum_xy - sum_x * sum_y / count) / variance
-            x, y = benchmark_T[t], own_RT[r, t]
-            if np.isfinite(x) and np.isfinite(y):
-                count, sum_x, sum_y, sum_xx, sum_xy = count + 1, sum_x + x, sum_y + y, sum_xx + x * x, sum_xy + x * y
+                _solve_betas(count, total_S, product_SS, left_SS, beta_F)
+                for f in range(num_factors):
+                    if np.isfinite(market_FT[f, t]):
+                        hedge_RT[r, t] += beta_F[f] * market_FT[f, t]
+            count += _add_bar(joint_ST, t, 1, total_S, product_SS)
             if t >= window:
-                x, y = benchmark_T[t - window], own_RT[r, t - window]
-                if np.isfinite(x) and np.isfinite(y):
-                    count, sum_x, sum_y = count - 1, sum_x - x, sum_y - y
-                    sum_xx, sum_xy = sum_xx - x * x, sum_xy - x * y
-    return beta_RT
+                count += _add_bar(joint_ST, t - window, -1, total_S, product_SS)
+    return hedge_RT
+
+
+def add_bar_python(joint_ST: FloatArray, t: int, sign: int, total_S: FloatArray, product_SS: FloatArray) -> int:
+    """Add a bar that all series have to their sums and products (upper triangle), or take it off; by how many bars."""
+    for s in range(joint_ST.shape[0]):
+        if not np.isfinite(joint_ST[s, t]):
+            return 0
+    for s in range(joint_ST.shape[0]):
+        total_S[s] += sign * joint_ST[s, t]
+        for other in range(s, joint_ST.shape[0]):
+            product_SS[s, other] += sign * joint_ST[s, t] * joint_ST[other, t]
+    return sign
+
+
+def solve_betas_python(
+    count: int, total_S: FloatArray, product_SS: FloatArray, left_SS: FloatArray, beta_F: FloatArray
+) -> None:
+    """Write the slopes of the last series on the others into ``beta_F``, by Gaussian elimination in ``left_SS``.
+
+    That of a series that doesn't vary beyond those before it is 0.
+    """
+    last = total_S.shape[0] - 1
+    for i in range(last + 1):
+        for j in range(i, last + 1):
+            left_SS[i, j] = product_SS[i, j] - total_S[i] * total_S[j] / count
+    for f in range(last):
+        if left_SS[f, f] > 1e-12 * product_SS[f, f]:
+            for i in range(f + 1, last):
+                slope = left_SS[f, i] / left_SS[f, f]
+                for j in range(i, last + 1):
+                    left_SS[i, j] -= slope * left_SS[f, j]
+    for f in range(last - 1, -1, -1):
+        beta_F[f] = 0.0
+        if left_SS[f, f] > 1e-12 * product_SS[f, f]:
+            rest = left_SS[f, last]
+            for other in range(f + 1, last):
+                rest -= left_SS[f, other] * beta_F[other]
+            beta_F[f] = rest / left_SS[f, f]
 
 
 def rank_ic_python(
@@ -162,6 +203,8 @@ def centred_ranks_python(
 
 moments = njit(cache=True, nogil=True)(moments_python)
 wealth = njit(cache=True, nogil=True)(wealth_python)
-past_beta = njit(cache=True, nogil=True)(past_beta_python)
+_add_bar = njit(cache=True, nogil=True)(add_bar_python)
+_solve_betas = njit(cache=True, nogil=True)(solve_betas_python)
+past_hedge = njit(cache=True, nogil=True)(past_hedge_python)
 _centred_ranks = njit(cache=True, nogil=True)(centred_ranks_python)
 rank_ic = njit(cache=True, nogil=True)(rank_ic_python)

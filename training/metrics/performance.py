@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from training.metrics.kernels import moments, past_beta, wealth
+from training.metrics.kernels import moments, past_hedge, wealth
 
 FloatArray = NDArray[np.float64]
 
 EULER_GAMMA: Final = 0.5772156649015329
 MIN_BETA_BARS: Final = 63  # a beta from fewer bars is noise
 
-# Tensor suffixes: V variants, T bars.
+# Tensor suffixes: V variants, F market factors, T bars.
 
 
 def sharpe(returns: FloatArray, *, periods_per_year: float) -> FloatArray:
@@ -144,17 +144,20 @@ def expected_max_sharpe(sharpe_std: float, num_trials: float) -> float:
 
 
 def beta_residual(
-    net_VT: FloatArray, benchmark_T: FloatArray, *, window: int = 252, min_obs: int = MIN_BETA_BARS
+    net_VT: FloatArray, market_FT: FloatArray, *, window: int = 252, min_obs: int = MIN_BETA_BARS
 ) -> FloatArray:
-    """Returns less beta times the benchmark's, with the beta of bar t from the bars t - window .. t - 1 only.
+    """Returns less betas times the market factors' returns, with the betas of bar t from bars t - window .. t - 1 only.
 
-    Beta is the least-squares slope over the bars that both have. It is 0 until there are ``min_obs`` of them, so a
-    variant's first bars are its raw returns; a bar whose benchmark return is NaN is hedged by nothing. NaN where
-    ``net_VT`` is NaN. Bar t's residual uses returns up to t inclusive, its beta up to t - 1.
+    Betas are the least-squares slopes on all factors at once, over the bars that the variant and every factor have; a
+    factor that those before it explain altogether is left out. They are 0 until there are ``min_obs`` such bars, so a
+    variant's first bars are its raw returns; a factor whose return is NaN at a bar hedges nothing there. NaN where
+    ``net_VT`` is NaN. Bar t's residual uses returns up to t inclusive, its betas up to t - 1.
     """
-    beta = past_beta(_rows(net_VT), np.ascontiguousarray(benchmark_T, dtype=np.float64), window, min_obs)
-    beta = beta.reshape(net_VT.shape)
-    return net_VT - beta * np.where(np.isfinite(benchmark_T), benchmark_T, 0.0)
+    factors_FT = np.ascontiguousarray(market_FT, dtype=np.float64)
+    if factors_FT.shape[1:] != net_VT.shape[1:]:
+        got = f"got returns {net_VT.shape} and factors {factors_FT.shape}"
+        raise ValueError(f"market factors are rows (F, T) over the bars of the returns (V, T), {got}")
+    return net_VT - past_hedge(_rows(net_VT), factors_FT, window, min_obs).reshape(net_VT.shape)
 
 
 def hedged(residual_VT: FloatArray, *, min_obs: int = MIN_BETA_BARS) -> FloatArray:

@@ -32,15 +32,15 @@ WEIGHTS: Final = {
 HALF_TRUST_DAYS: Final = 126  # a track of this many bars moves the score halfway from the middle to its rank
 MIN_OVERLAP: Final = 20
 
-# Tensor suffixes: V variants, T bars.
+# Tensor suffixes: V variants, F market factors, T bars.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ratings:
     """Every variant's figures.
 
-    ``table`` has a row a variant, index ``variant``, best rank first; ``residual_VT`` (returns less past beta times
-    the benchmark) are in the order of ``variants``, which is the tracks'; ``correlation`` is that of the residual
+    ``table`` has a row a variant, index ``variant``, best rank first; ``residual_VT`` (returns less past betas
+    times the market's) are in the order of ``variants``, which is the tracks'; ``correlation`` is that of the residual
     returns, a frame by variant names.
     """
 
@@ -52,7 +52,7 @@ class Ratings:
 
 def rate(
     tracks: Tracks,
-    benchmark_T: FloatArray,
+    market_FT: FloatArray,
     *,
     periods_per_year: float,
     active: Collection[str] = (),
@@ -60,13 +60,14 @@ def rate(
 ) -> Ratings:
     """Rate variants by their tracks.
 
-    ``benchmark_T`` holds the benchmark's return over the same bars, ``active`` names the variants that are staged now,
+    ``market_FT`` holds what is no skill to hold, the returns over the same bars of the benchmark and of the assets
+    together (F factors; ``beta_residual``), ``active`` names the variants that are staged now,
     ``num_parameters`` the size of each variant's newest fit. Tracks may differ in length: NaN before a variant's first
     bar, and every figure is over its own bars.
 
     Columns of the table; net of costs, of the whole track and NaN where not defined unless said:
 
-    - ``sharpe_net``, ``sharpe_residual``: annualised; residual to the benchmark. ``sharpe_30``, ``sharpe_60``,
+    - ``sharpe_net``, ``sharpe_residual``: annualised; residual to the market. ``sharpe_30``, ``sharpe_60``,
       ``sharpe_90``: of the last so many bars, NaN on a shorter track. Sharpe (1994).
     - ``ann_return_net``, ``ann_return_gross`` (before costs), ``ann_vol``: compounded, annualised.
     - ``max_drawdown`` (negative), ``recovery_bars``: from its trough back to the peak, NaN if not yet back.
@@ -83,7 +84,7 @@ def rate(
     - ``psr``: probability that the residual Sharpe ratio is above 0, this variant being the only one tried.
     - ``num_days``: bars of the track, flat ones included. ``score``: see ``composite_score``. ``rank``: 1 is best.
     """
-    residual_VT = perf.beta_residual(tracks.net_VT, benchmark_T)
+    residual_VT = perf.beta_residual(tracks.net_VT, market_FT)
     correlation_VV = correlation(residual_VT)
     index = pd.Index(tracks.variants, name="variant", dtype=object)
     figures = _figures(tracks, residual_VT, periods_per_year)

@@ -20,7 +20,7 @@ MIN_DAYS: Final = 126
 LEVEL: Final = 0.05  # chance that one gate names any skill-less variant, at most
 YEAR_LEVEL: Final = 0.10  # that any of a year's gates does
 AFTER_BETA: Final = f"after the first {perf.MIN_BETA_BARS}, which its beta takes"
-"""Of which bars of a track the gates speak: returns residual to the benchmark, without those before a beta is known."""
+"""Of which bars of a track the gates speak: returns residual to the market, without those before a beta is known."""
 REPS: Final = 5000  # at the level of a night fewer leave a critical value that flickers from night to night
 
 # Tensor suffixes: V variants (trials), T bars, J variants judged, S bars that all judged variants share.
@@ -119,7 +119,7 @@ def skilled(
     ``year_bars`` meanwhile, or nobody looks again: 0), however many were tried. Give it every trial, failed ones as
     rows of NaN. Judged are the variants with a return on each of the last ``min_days`` bars that aren't all equal; the
     test runs on the bars which all of those share. A shorter track isn't judged, rather than shortening everyone's.
-    Give it returns residual to the benchmark: on raw ones, holding the market passes for skill. The same seed gives
+    Give it returns residual to the market: on raw ones, holding the market passes for skill. The same seed gives
     the same answer.
     """
     num_trials, _ = residual_VT.shape
@@ -209,7 +209,7 @@ def track_record(returns_T: FloatArray, *, level: float = 0.05) -> Verdict:
     """Whether the track is as long as its Sharpe ratio needs to be told from zero (minimum track record length).
 
     Source: Bailey & Lopez de Prado (2012). It takes the variant alone, as if nothing else had been tried. Give it
-    returns residual to the benchmark, without the first ``MIN_BETA_BARS``.
+    returns residual to the market, without the first ``MIN_BETA_BARS``.
     """
     have, needed = int(np.isfinite(returns_T).sum()), float(perf.min_track_record(returns_T, level=level))
     ok = bool(have >= needed)  # False where needed is NaN: without variance nothing is told from zero

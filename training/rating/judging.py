@@ -84,8 +84,8 @@ def judge(
 ) -> Judged:
     """Ask every gate about every variant.
 
-    ``residual_VT`` are net returns residual to the benchmark, in the order of ``variants``, NaN where a variant has
-    none; drop the first bars, whose beta is not yet known. ``num_failed`` variants were tried too, without returns.
+    ``residual_VT`` are net returns residual to the market, in the order of ``variants``, NaN where a variant has
+    none; drop the first bars, whose betas are not yet known. ``num_failed`` variants were tried too, without returns.
     StepM over all trials decides on skill at the level of one of a year's daily gates; track record, leaks,
     certificate, latency and drift can veto; deflated Sharpe, SPA and PBO warn. The last two and the effective number of
     trials are taken over the bars that all variants with a long enough track share. The same seed gives the same.

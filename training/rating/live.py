@@ -95,7 +95,7 @@ def snapshot(
     signals: SignalStore,
     thresholds: Mapping[str, Mapping[str, float]],
     panel: Panel,
-    benchmark_T: FloatArray,
+    market_FT: FloatArray,
     *,
     at: datetime,
     costs: CostModel,
@@ -106,9 +106,10 @@ def snapshot(
 ) -> pd.DataFrame:
     """Rate every variant by its live signals up to now, and keep the figures: one row a variant, best rank first.
 
-    ``panel`` is a ``live_panel`` as known at ``at``, ``benchmark_T`` the benchmark's return over its bars (the open one
-    so far). Columns: ``at`` (the slot's start), ``variant``, ``bar`` (the newest that counts, null before the first)
-    and those of ``rate``. The slot's snapshot is taken once: asked again within it, the one that is kept is returned.
+    ``panel`` is a ``live_panel`` as known at ``at``, ``market_FT`` the market's returns over its bars (see ``rate``; of
+    the open one those so far). Columns: ``at`` (the slot's start), ``variant``, ``bar`` (the newest that counts, null
+    before the first) and those of ``rate``. The slot's snapshot is taken once: asked again within it, the one that is
+    kept is returned.
     """
     slot = slot_of(at)
     kept = store.at(slot)
@@ -118,7 +119,7 @@ def snapshot(
     rated = np.isin(panel.event_times_T, tracks.event_times_T)
     ratings = rate(
         tracks,
-        benchmark_T[rated],
+        market_FT[:, rated],
         periods_per_year=periods_per_year,
         active=active,
         num_parameters=num_parameters,

@@ -24,8 +24,8 @@ def returns():
 
 def test_every_kernel_equals_its_plain_twin(returns):
     rng = np.random.default_rng(1)
-    market = rng.normal(0, 0.01, 80)
-    market[10:13] = np.nan
+    market = rng.normal(0, 0.01, (2, 80))
+    market[:, 10:13] = market[1, 30] = np.nan
     score, outcome = np.round(rng.normal(size=(3, 12, 6)), 1), np.round(rng.normal(size=(2, 12, 6)), 1)
     score[rng.random(score.shape) < 0.3] = np.nan
     outcome[0, rng.random((12, 6)) < 0.3] = np.nan
@@ -33,11 +33,11 @@ def test_every_kernel_equals_its_plain_twin(returns):
     arguments = {
         "moments": (returns,),
         "wealth": (returns,),
-        "past_beta": (returns, market, 20, 5),
+        "past_hedge": (returns, market, 20, 5),
         "rank_ic": (score, order, outcome, outcome_order, 3),
     }
     twins = {name.removesuffix("_python") for name in vars(kernels) if name.endswith("_python")}
-    assert twins == {*arguments, "centred_ranks"}
+    assert twins == {*arguments, "centred_ranks", "add_bar", "solve_betas"}
     for name, given in arguments.items():
         plain, compiled = getattr(kernels, f"{name}_python"), getattr(kernels, name)
         np.testing.assert_array_equal(compiled(*given), plain(*given), err_msg=name)

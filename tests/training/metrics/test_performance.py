@@ -70,7 +70,7 @@ def test_residual_beta_is_empyricals_of_the_bars_before(returns):
     import empyrical
 
     market = 0.5 * returns[1] + returns[2]
-    residual = perf.beta_residual(returns, market, window=100, min_obs=30)
+    residual = perf.beta_residual(returns, market[None], window=100, min_obs=30)
     for t in (30, 99, 100, 101, 599):
         past = slice(max(0, t - 100), t)
         expected = [row[t] - empyrical.beta(row[past], market[past]) * market[t] for row in returns]
@@ -198,23 +198,25 @@ def test_capacity_without_an_edge_volumes_or_trades():
     assert perf.capacity(np.array([1e-4, 1e-4, 9.0]), np.array([1e-7, 1e-7, np.nan]), capital=0.0) == known
 
 
-def slow_residual(net, market, *, window, min_obs):
-    out = net.copy()
-    for t in range(len(net)):
+def slow_residual(net_T, market_FT, *, window, min_obs):
+    out = net_T.copy()
+    for t in range(len(net_T)):
         past = slice(max(0, t - window), t)
-        both = np.isfinite(net[past]) & np.isfinite(market[past])
-        if both.sum() >= min_obs and np.isfinite(market[t]):
-            x, y = market[past][both], net[past][both]
-            out[t] = net[t] - np.polyfit(x, y, 1)[0] * market[t]
+        know = np.isfinite(net_T[past]) & np.isfinite(market_FT[:, past]).all(axis=0)
+        if know.sum() >= min_obs:
+            x = np.column_stack([np.ones(know.sum()), market_FT[:, past][:, know].T])
+            betas = np.linalg.lstsq(x, net_T[past][know], rcond=None)[0][1:]
+            out[t] = net_T[t] - np.nansum(betas * market_FT[:, t])
     return out
 
 
-def test_residual_equals_brute_force():
+@pytest.mark.parametrize("num_factors", [1, 2, 3])
+def test_residual_equals_brute_force(num_factors):
     rng = np.random.default_rng(3)
-    market = rng.normal(0, 0.01, 200)
-    net = np.stack([0.8 * market, -0.3 * market]) + rng.normal(0, 0.004, (2, 200))
+    market = rng.normal(0, 0.01, 200) + rng.normal(0, 0.004, (num_factors, 200))  # factors alike, as indices are
+    net = np.stack([0.8 * market[0], -0.3 * market.sum(axis=0)]) + rng.normal(0, 0.004, (2, 200))
     net[1, :50] = np.nan
-    market[120:123] = np.nan
+    market[:, 120:123] = market[-1, 150] = np.nan
     ours = perf.beta_residual(net, market, window=60, min_obs=20)
     expected = [slow_residual(row, market, window=60, min_obs=20) for row in net]
     np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
@@ -225,23 +227,50 @@ def test_beta_uses_no_future():
     rng = np.random.default_rng(4)
     market = rng.normal(0, 0.01, 300)
     net = market * 1.2 + rng.normal(0, 0.003, (2, 300))
-    whole = perf.beta_residual(net, market, window=100, min_obs=30)
+    whole = perf.beta_residual(net, market[None], window=100, min_obs=30)
     for stop in (40, 150, 299):
         np.testing.assert_array_equal(
-            perf.beta_residual(net[:, :stop], market[:stop], window=100, min_obs=30), whole[:, :stop]
+            perf.beta_residual(net[:, :stop], market[None, :stop], window=100, min_obs=30), whole[:, :stop]
         )
     # The bar's own market return doesn't enter its beta: doubling it moves the residual by exactly beta times as much.
     doubled = market.copy()
     doubled[200] *= 2
-    moved = perf.beta_residual(net, doubled, window=100, min_obs=30)[0, 200] - whole[0, 200]
+    moved = perf.beta_residual(net, doubled[None], window=100, min_obs=30)[0, 200] - whole[0, 200]
     assert moved / market[200] == pytest.approx((whole[0, 200] - net[0, 200]) / market[200], rel=1e-9)
 
 
 def test_holding_the_market_has_no_residual_and_a_flat_benchmark_takes_nothing():
     market = np.random.default_rng(5).normal(0.001, 0.01, 400)
-    residual = perf.beta_residual(market[None], market)
+    residual = perf.beta_residual(market[None], market[None])
     np.testing.assert_allclose(residual[0, 63:], 0.0, atol=1e-12)
-    np.testing.assert_array_equal(perf.beta_residual(market[None], np.full(400, 0.0003))[0], market)
+    np.testing.assert_array_equal(perf.beta_residual(market[None], np.full((1, 400), 0.0003))[0], market)
+
+
+@pytest.mark.parametrize("shape", [(400,), (1, 399), (400, 1)])
+def test_factors_of_other_bars_are_refused(shape):
+    with pytest.raises(ValueError, match=r"rows \(F, T\) over the bars of the returns .* got returns \(2, 400\)"):
+        perf.beta_residual(np.zeros((2, 400)), np.zeros(shape))
+
+
+@pytest.mark.parametrize("twin", [1.0, -0.5])
+def test_a_factor_that_says_nothing_new_takes_nothing(twin):
+    rng = np.random.default_rng(6)
+    market_T = rng.normal(0.001, 0.01, 400)
+    net_VT = 0.7 * market_T + rng.normal(0, 0.004, (3, 400))
+    twice = perf.beta_residual(net_VT, np.stack([market_T, twin * market_T]))
+    np.testing.assert_allclose(twice, perf.beta_residual(net_VT, market_T[None]), atol=1e-12)
+
+
+def test_holding_assets_that_beat_their_benchmark_has_no_residual_to_both():
+    """A desk's assets are those that did well: residual to the index alone, holding them would be skill."""
+    rng = np.random.default_rng(7)
+    index_T = rng.normal(0.0003, 0.01, 1000)
+    mean_T = index_T + rng.normal(0.001, 0.004, 1000)
+    net_VT = np.array([[0.7], [1.0]]) * mean_T
+    alone_VT = perf.beta_residual(net_VT, index_T[None])[:, perf.MIN_BETA_BARS :]
+    both_VT = perf.beta_residual(net_VT, np.stack([index_T, mean_T]))[:, perf.MIN_BETA_BARS :]
+    assert (perf.sharpe(alone_VT, periods_per_year=YEAR) > 2).all()
+    np.testing.assert_allclose(both_VT, 0.0, atol=1e-12)
 
 
 def test_of_a_late_starter_too_the_first_bars_are_not_residual_yet():
@@ -249,7 +278,7 @@ def test_of_a_late_starter_too_the_first_bars_are_not_residual_yet():
     rng = np.random.default_rng(3)
     market_T = 0.01 + 0.01 * rng.standard_normal(400)
     net_VT = np.vstack([market_T, np.where(np.arange(400) < 100, np.nan, market_T)])
-    residual_VT = perf.beta_residual(net_VT, market_T)
+    residual_VT = perf.beta_residual(net_VT, market_T[None])
     kept_VT = perf.hedged(residual_VT)
     np.testing.assert_allclose(kept_VT[0, perf.MIN_BETA_BARS :], residual_VT[0, perf.MIN_BETA_BARS :])
     assert np.isnan(kept_VT[0, : perf.MIN_BETA_BARS]).all()

@@ -1,9 +1,12 @@
 """Gates: luck passes rarely, however often one looks, planted skill does, and the market isn't skill."""
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from feature_repo.market.sources import load_market
 from training.metrics.performance import beta_residual, psr
 from training.rating.gates import (
     AFTER_BETA,
@@ -79,8 +82,23 @@ def test_holding_the_market_is_skill_on_raw_returns_only():
     market += 2.0 * BAR * 0.01 - market.mean()
     net = rng.uniform(0.6, 1.2, (15, 1)) * market + rng.normal(0, 0.003, (15, 1500))
     assert skilled(net, seed=0, reps=200).superior.sum() == 15
-    residual = beta_residual(net, market)[:, 63:]
+    residual = beta_residual(net, market[None])[:, 63:]
     assert skilled(residual, seed=0, reps=200).superior.sum() == 0
+
+
+def test_holding_a_desks_own_stocks_is_no_skill_though_they_beat_their_index():
+    """40 random long/flat variants over the 20 stocks of ``us_stocks``, chosen by someone in hindsight."""
+    bars = load_market("us_stocks", now=datetime(2023, 1, 1, tzinfo=UTC)).bars("1d")
+    close = bars.pivot(index="event_time", columns="entity_key", values="close").iloc[-1064:]
+    returns = close.pct_change().iloc[1:]
+    index_T, stock_TN = returns.pop("SP500").to_numpy(), returns.to_numpy()
+    rng = np.random.default_rng(0)
+    held_VTN = (rng.random((40, 54, 20)) < 0.7).repeat(20, axis=1)[:, : len(index_T)]  # decided anew each 20 days
+    net_VT = (held_VTN * stock_TN).mean(axis=2)
+    alone_VT = beta_residual(net_VT, index_T[None])[:, 63:]
+    both_VT = beta_residual(net_VT, np.stack([index_T, stock_TN.mean(axis=1)]))[:, 63:]
+    assert skilled(alone_VT, seed=0, reps=200).superior.any()
+    assert not skilled(both_VT, seed=0, reps=200).superior.any()
 
 
 def test_the_same_seed_gives_the_same_answer():
@@ -167,7 +185,7 @@ def test_a_track_that_the_beta_takes_whole_has_no_record(row):
 def test_the_bars_that_the_gates_leave_out_are_those_the_beta_takes():
     rng = np.random.default_rng(15)
     net, market = rng.normal(0, 0.01, (1, 200)), rng.normal(0, 0.01, 200)
-    raw = np.flatnonzero(beta_residual(net + market, market)[0] == net[0] + market)
+    raw = np.flatnonzero(beta_residual(net + market, market[None])[0] == net[0] + market)
     assert f"after the first {len(raw)}, " in AFTER_BETA
 
 

@@ -79,14 +79,14 @@ def closes(grid):
     return grid.close_TN[-1]
 
 
-def take(signals, grid, history, *, at=AT, newest=None, benchmark=0.0):
+def take(signals, grid, history, *, at=AT, newest=None):
     panel = live_panel(grid, closes(grid) if newest is None else newest, horizon=1)
     return snapshot(
         history,
         signals,
         THRESHOLDS,
         panel,
-        np.full(NUM_BARS, benchmark),
+        np.zeros((1, NUM_BARS)),
         at=at,
         costs=COSTS,
         periods_per_year=365,
@@ -129,7 +129,7 @@ def test_a_snapshot_is_the_rating_of_the_live_tracks(signals, grid, tmp_path):
     panel = live_panel(grid, closes(grid), horizon=1)
     tracks = build_tracks(signals, THRESHOLDS, panel, costs=COSTS, kind="live")
     expected = rate(
-        tracks, np.zeros(39), periods_per_year=365, active=["reversal"], num_parameters={"momentum": 12}
+        tracks, np.zeros((1, 39)), periods_per_year=365, active=["reversal"], num_parameters={"momentum": 12}
     ).table
     pd.testing.assert_frame_equal(rows.set_index("variant").drop(columns=["at", "bar"]), expected, check_names=False)
     assert rows["at"].unique().tolist() == [pd.Timestamp("2024-05-10 00:05", tz="UTC")]
@@ -182,7 +182,7 @@ def test_before_the_first_live_bar_everyone_is_listed_and_nothing_is_known(grid,
         signals,
         {"momentum": {}, "reversal": {}},
         panel,
-        np.zeros(NUM_BARS),
+        np.zeros((1, NUM_BARS)),
         at=AT,
         costs=COSTS,
         periods_per_year=365,

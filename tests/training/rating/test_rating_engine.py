@@ -18,9 +18,9 @@ SERIES = ("net_VT", "gross_VT", "turnover_VT", "unit_impact_VT", "ic_VT", "decay
 
 def make_tracks(num_variants=8, num_bars=400, seed=0):
     rng = np.random.default_rng(seed)
-    market = rng.normal(0.0004, 0.01, num_bars)
+    market = rng.normal(0.0004, 0.01, (2, num_bars))
     drift = np.linspace(-0.0005, 0.0025, num_variants)[:, None]
-    gross = drift + 0.2 * market + rng.normal(0, 0.008, (num_variants, num_bars))
+    gross = drift + 0.2 * market[0] + rng.normal(0, 0.008, (num_variants, num_bars))
     turnover = rng.uniform(0.2, 1.0, gross.shape)
     tracks = Tracks(
         variants=tuple(f"v{i}" for i in range(num_variants)),
@@ -223,7 +223,7 @@ def test_the_whole_way_from_tracks_to_stages():
     """Two real edges among noise: they go live, the rest is on paper or refused with a reason."""
     tracks, market = make_tracks(num_variants=16, num_bars=750, seed=3)
     rng = np.random.default_rng(4)
-    net = rng.normal(0, 0.008, tracks.net_VT.shape) + 0.5 * market
+    net = rng.normal(0, 0.008, tracks.net_VT.shape) + 0.5 * market[0] + 0.3 * market[1]
     net -= net.mean(axis=1, keepdims=True)
     net[[2, 9]] += 0.008 * 5 / YEAR**0.5
     ratings = rate(replace(tracks, net_VT=net), market, periods_per_year=YEAR)
