@@ -29,7 +29,8 @@ def ic_by_time(score_TN: Floats, outcome_TN: Floats) -> FloatArray:
     Spearman's, ties given their average rank. NaN with fewer than three pairs or where either side is all ties.
     Source: Grinold & Kahn, Active Portfolio Management (1999), ch. 6; ranks after Spearman (1904).
     """
-    score, outcome = np.broadcast_arrays(score_TN, outcome_TN)
+    shape = np.broadcast_shapes(np.shape(score_TN), np.shape(outcome_TN))
+    score, outcome = np.broadcast_to(score_TN, shape), np.broadcast_to(outcome_TN, shape)
     rows = (1, math.prod(score.shape[:-1]), score.shape[-1])
     return ic_by_horizon(score.reshape(rows), outcome.reshape(rows))[0, 0].reshape(score.shape[:-1])
 
@@ -40,7 +41,7 @@ def ic_by_horizon(score_VTN: Floats, outcome_HTN: Floats) -> FloatArray:
     With the returns over 1, 2, 3 .. bars as outcomes, its means over time are the decay of the IC.
     Source: Grinold & Kahn (1999), ch. 13, The information horizon.
     """
-    score, outcome = (np.ascontiguousarray(side, dtype=np.float64) for side in (score_VTN, outcome_HTN))
+    score, outcome = (np.require(side, np.float64, ["C", "W"]) for side in (score_VTN, outcome_HTN))
     return rank_ic(score, np.argsort(score, axis=-1), outcome, np.argsort(outcome, axis=-1), MIN_PAIRS)
 
 
