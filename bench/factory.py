@@ -3,7 +3,9 @@
 ``perennial factory train`` over every 8th variant of the catalogue, in a home whose databases were made beforehand and
 that has nothing else, no feature, panel or fit: its wall time times the cores, over the CPU time of the bare fits and
 forecasts (``model.fit`` and ``model.predict`` on arrays that are there already), made by as many plain processes at
-once. Beside it: what rating and MLflow took of it, and the most memory that all its processes held.
+once. What is done once, whatever is fitted (imports, features, panels), weighs the less the more is fitted: one fold by
+default, as in ``factory train``; a cycle's twelve with ``--folds 12``. Beside it: what rating and MLflow took of it,
+and the most memory that all its processes held.
 (``bench.stacking`` has networks trained together, ``bench.tracking`` MLflow at full size.)
 
 The market is a simulated one, written as a market directory first, in which every pipeline has data.
@@ -35,7 +37,7 @@ from training.dataset import Panel, window
 from training.models.fitted import complete_params
 from training.models.registry import architecture
 from training.models.spec import Budget
-from training.splits.walk_forward import walk_forward
+from training.splits.walk_forward import Fold, walk_forward
 from training.tracking import connect
 from training.variants import Variant, catalogue, find
 
@@ -62,12 +64,12 @@ class Trained:
         return self.wall_s - sum(self.report["seconds"].values())
 
 
-def train(ids: Sequence[str], market: Path, home: Path) -> Trained:
+def train(ids: Sequence[str], market: Path, home: Path, *, folds: int) -> Trained:
     """The platform, from a home without features."""
     make_databases(home)
     listed = home.with_suffix(".toml")
     listed.write_text(f"ids = {json.dumps(list(ids))}\n")
-    command = [sys.executable, "-m", "flows.cli", "factory", "train", "--json", "--folds", "1"]
+    command = [sys.executable, "-m", "flows.cli", "factory", "train", "--json", "--folds", str(folds)]
     started = time.perf_counter()
     process = subprocess.Popen(
         [*command, "--market", str(market), "--catalogue", str(listed)],
@@ -121,10 +123,10 @@ def _held(process: psutil.Process) -> int:
         return 0
 
 
-def bare_seconds(ids: Sequence[str], home: Path) -> dict[str, float | None]:
-    """CPU time of each variant's bare fit and forecasts, by plain processes that share out the ids; None: it failed."""
+def bare_seconds(ids: Sequence[str], home: Path, *, folds: int) -> dict[str, float | None]:
+    """CPU time of each variant's bare fits and forecasts, by plain processes that share the ids; None: it failed."""
     parts = [ids[core::CORES] for core in range(CORES)]
-    command = [sys.executable, "-m", "bench.factory", "--bare", str(home)]
+    command = [sys.executable, "-m", "bench.factory", "--bare", str(home), "--folds", str(folds)]
     env = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")}
     running = [
         subprocess.Popen([*command, *part], env=env, stdout=subprocess.PIPE, text=True) for part in parts if part
@@ -135,7 +137,7 @@ def bare_seconds(ids: Sequence[str], home: Path) -> dict[str, float | None]:
     return {name: seconds for answer in answers for name, seconds in json.loads(answer.splitlines()[-1]).items()}
 
 
-def fit_bare(ids: Sequence[str], home: Path) -> dict[str, float | None]:
+def fit_bare(ids: Sequence[str], home: Path, *, folds: int) -> dict[str, float | None]:
     """One process's share, in its turn."""
     import torch
 
@@ -144,12 +146,17 @@ def fit_bare(ids: Sequence[str], home: Path) -> dict[str, float | None]:
     torch.set_num_threads(1)
     panels = {panel.pipeline: panel for panel in (load_panel(path.parent) for path in home.glob("panels/*/panel.json"))}
     variants = [find(name) for name in ids]
-    return {variant.id: _time_fit(variant, panels[variant.pipeline]) for variant in variants}
+    return {variant.id: _time_fits(variant, panels[variant.pipeline], folds) for variant in variants}
 
 
-def _time_fit(variant: Variant, panel: Panel) -> float | None:
+def _time_fits(variant: Variant, panel: Panel, num_folds: int) -> float | None:
     times = (panel.sample_times_T, panel.labels.start_T, panel.labels.end_T)
-    [fold] = walk_forward(*times, train=TRAIN, validate=VALIDATE, test=TEST, num_folds=1)
+    folds = walk_forward(*times, train=TRAIN, validate=VALIDATE, test=TEST, num_folds=num_folds)
+    seconds = [_time_fit(variant, panel, fold) for fold in folds]
+    return None if None in seconds else sum(each for each in seconds if each)
+
+
+def _time_fit(variant: Variant, panel: Panel, fold: Fold) -> float | None:
     lookback, spec = variant.lookback, architecture(variant.architecture)
     train = window(panel, fold.train.start, fold.train.stop, lookback=lookback, learn_T=fold.learn_T)
     valid = window(panel, fold.validate.start, fold.validate.stop, lookback=lookback, learn_T=fold.validate_T)
@@ -165,7 +172,7 @@ def _time_fit(variant: Variant, panel: Panel) -> float | None:
     return time.process_time() - started
 
 
-def compare(*, quick: bool) -> Report:
+def compare(*, folds: int, quick: bool) -> Report:
     """The platform's training and the bare fits of the same variants."""
     every = catalogue()[::EVERY]
     ids = [variant.id for variant in (every[:: len(every) // NUM_QUICK][:NUM_QUICK] if quick else every)]
@@ -175,17 +182,17 @@ def compare(*, quick: bool) -> Report:
         write_market(SimSpec(seed=1), market)
         try:
             progress(f"training {len(ids)} variants")
-            trained = train(ids, market, home)
+            trained = train(ids, market, home, folds=folds)
             progress("the same fits, bare")
-            bare = bare_seconds(ids, home)
+            bare = bare_seconds(ids, home, folds=folds)
         finally:
             postgres.remove(Settings(home=home))
     if failed := [name for name in ids if bare[name] is None or name not in trained.report["trained"]]:
         raise SystemExit(f"failed, so the times mean nothing: {failed}")
-    return _report(trained, sum(seconds for seconds in bare.values() if seconds), len(ids), quick=quick)
+    return _report(trained, sum(seconds for seconds in bare.values() if seconds), len(ids), folds=folds, quick=quick)
 
 
-def _report(trained: Trained, bare_s: float, num_ids: int, *, quick: bool) -> Report:
+def _report(trained: Trained, bare_s: float, num_ids: int, *, folds: int, quick: bool) -> Report:
     counted_s = CORES * (trained.wall_s - (trained.start_up_s if quick else 0.0))
     seconds = trained.report["seconds"]
     rows = [
@@ -195,6 +202,7 @@ def _report(trained: Trained, bare_s: float, num_ids: int, *, quick: bool) -> Re
         Row(name="bare fits and forecasts, CPU", seconds=bare_s),
     ]
     left_out = ", start-up left out" if quick else ""
+    chosen = f"every {EVERY}th of the catalogue{' and of those some' if quick else ''}"
     return Report(
         bench="factory",
         rows=rows,
@@ -204,8 +212,8 @@ def _report(trained: Trained, bare_s: float, num_ids: int, *, quick: bool) -> Re
             at_most("peak memory of all processes, GiB", trained.peak_gib, MAX_PEAK_GIB),
         ],
         facts=[
-            f"{num_ids} variants, every {EVERY}th of the catalogue{' and of those some' if quick else ''}, one fold of "
-            f"{TRAIN}/{VALIDATE}/{TEST} bars, 12 simulated assets; {CORES} workers, no feature cached, nothing stacked",
+            f"{num_ids} variants, {chosen}, {folds} folds of {TRAIN}/{VALIDATE}/{TEST} bars, 12 simulated assets; "
+            f"{CORES} workers, no feature cached, nothing stacked",
             f"{trained.report['num_at_cap']} of {trained.report['num_networks']} networks ran to the last epoch",
         ],
     )
@@ -215,12 +223,13 @@ def main() -> int:
     """Run the bench, or one process's share of the bare fits."""
     parser = options(__doc__)
     parser.add_argument("--bare", type=Path, metavar="HOME", help="fit the named variants on the panels there")
+    parser.add_argument("--folds", type=int, default=1, help="test windows that each variant is trained for")
     parser.add_argument("ids", nargs="*")
     chosen = parser.parse_args()
     if chosen.bare:
-        print(json.dumps(fit_bare(chosen.ids, chosen.bare)))
+        print(json.dumps(fit_bare(chosen.ids, chosen.bare, folds=chosen.folds)))
         return 0
-    return publish(compare(quick=chosen.quick), as_json=chosen.json)
+    return publish(compare(folds=chosen.folds, quick=chosen.quick), as_json=chosen.json)
 
 
 if __name__ == "__main__":
