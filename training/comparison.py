@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from training.dataset import FloatArray, TimeArray
 from training.metrics import performance as perf
@@ -233,7 +233,7 @@ def paired_test(
         high=mean + half,
         t=mean / error,
         p_value=float((1 + (t_R >= abs(mean / error)).sum()) / (reps + 1)),
-        detectable=(hardest + float(norm.ppf(POWER))) * error,
+        detectable=(hardest + float(ndtri(POWER))) * error,
         block=block,
     )
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import chdtri, fdtri
 
 from training.metrics.distribution import psi_from_counts
 
@@ -75,8 +75,8 @@ def small_sample_inflation(null_DF: FloatArray, *, num_blocks: float, alpha: flo
     mean_F, variance_F = null_DF.mean(axis=0), null_DF.var(axis=0, ddof=1)
     ratio_F = np.divide(2.0 * mean_F**2, variance_F, out=np.full_like(mean_F, np.inf), where=variance_F > 0)
     freedom_F = np.clip(ratio_F, 1.0, 1e3)
-    estimated_F = stats.f.ppf(1.0 - alpha, freedom_F, freedom_F * (num_blocks - 1.0))
-    return np.asarray(estimated_F * freedom_F / stats.chi2.ppf(1.0 - alpha, freedom_F))
+    estimated_F = fdtri(freedom_F, freedom_F * (num_blocks - 1.0), 1.0 - alpha)
+    return np.asarray(estimated_F * freedom_F / chdtri(freedom_F, alpha))
 
 
 def lower_threshold(

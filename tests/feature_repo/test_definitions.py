@@ -37,6 +37,21 @@ def open_toy(registry: str, features_root: Path) -> FeatureStore:
     return open_feature_store(project="toy_1d", registry=registry, features_root=features_root, interval="1d")
 
 
+def test_feast_brings_torch_along_only_when_asked_for_tensors():
+    code = "; ".join(
+        [
+            "import sys, typeguard",
+            "checked = typeguard.typechecked",
+            "import feature_repo.definitions.repo, feast.online_response",
+            "assert typeguard.typechecked is checked",
+            "assert 'torch' not in sys.modules",
+            "print(feast.online_response.get_torch().__name__)",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("torch\n", 0), done.stderr
+
+
 def updated_at(store: FeatureStore) -> dict[str, object]:
     return {
         **{view.name: view.last_updated_timestamp for view in store.list_feature_views()},

@@ -8,7 +8,6 @@ from typing import Final, TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from feature_repo.leakage.challenges import changed_past, known_times
 from feature_repo.leakage.findings import (
@@ -128,9 +127,13 @@ def _likeness(x_P: FloatArray, label_P: FloatArray) -> str | None:
     same = float(((x_P == label_P.astype(np.float32)) & telling_P).mean())
     if same > _SAME_SHARE:
         return f"equal to it in {same:.1%} of the samples"
-    correlations = (np.corrcoef(x_P, label_P)[0, 1], np.corrcoef(rankdata(x_P), rankdata(label_P))[0, 1])
+    correlations = (np.corrcoef(x_P, label_P)[0, 1], np.corrcoef(_ranks(x_P), _ranks(label_P))[0, 1])
     strongest = max(correlations, key=abs)
     return f"correlated {strongest:.4f} with it" if abs(strongest) >= TOO_GOOD else None
+
+
+def _ranks(values_P: NDArray[np.floating]) -> NDArray[np.float64]:
+    return pd.Series(values_P).rank().to_numpy()
 
 
 def _disguised(panel: Panel, feature: str, label: str, said: str, pairs_TN: NDArray[np.bool_]) -> LeakFinding:

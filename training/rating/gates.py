@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from training.leakage.verdict import LeakVerdict
 from training.metrics import performance as perf
@@ -185,8 +185,9 @@ def nightly_level(year_level: float, *, num_bars: int, num_trials: int, year_bar
         return year_level
     level = year_level
     for _ in range(20):  # a contraction: it settles to 1e-12 within a dozen
-        u = max(float(norm.isf(level / num_trials)), 1.0)
-        a_bar = 0.5 * (u - 1.0 / u) * norm.pdf(u) / norm.sf(u) / num_bars
+        u = max(-float(ndtri(level / num_trials)), 1.0)
+        density = np.exp(-0.5 * u * u) / np.sqrt(2.0 * np.pi)
+        a_bar = 0.5 * (u - 1.0 / u) * density / ndtr(-u) / num_bars
         level = year_level / (2.0 + year_bars * a_bar)
     return float(level)
 
