@@ -73,6 +73,10 @@ class SignalStore:
                 left.unlink(missing_ok=True)
         return num_added
 
+    def has(self, variant: str, model_version: str, kind: str) -> bool:
+        """Whether there is a file of these signals."""
+        return self._path(variant, model_version, kind).exists()
+
     def versions(self, kind: str) -> Iterator[tuple[str, str]]:
         """Each variant and model version that has signals of this kind, in order."""
         for path in sorted(self.root.glob(f"*/*-{kind}.parquet")):

@@ -158,7 +158,7 @@ def learning_windows(task: FoldTask, panel: Panel) -> tuple[Window, Window]:
 
 
 def train_fold(task: FoldTask, *, fit: Fit = fit_alone) -> FoldResult:
-    """Fit (alone, unless told how), score and publish one fold; a published one is read back.
+    """Fit (alone, unless told how), score and publish one fold; a finished one is read back.
 
     A failure is a result with its reason.
     """
@@ -179,9 +179,15 @@ def train_fold(task: FoldTask, *, fit: Fit = fit_alone) -> FoldResult:
 
 
 def finished_result(task: FoldTask) -> FoldResult | None:
-    """What a finished fit published."""
+    """What a finished fit published; None too where its signals are not in the task's store.
+
+    Somebody removed them then, or the fit is another market's that has the same data.
+    """
     file = task.folder / task.variant.id / task.key / "result.json"
-    return FoldResult(**json.loads(file.read_text())) if file.exists() else None
+    result = FoldResult(**json.loads(file.read_text())) if file.exists() else None
+    if result and result.num_signals and not SignalStore(root=task.signals).has(result.variant, result.key, task.kind):
+        return None
+    return result
 
 
 def model_folder(task: FoldTask) -> Path:

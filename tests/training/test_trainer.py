@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from feature_repo.market.costs import CostModel
@@ -75,6 +76,17 @@ def test_a_finished_fold_is_read_back_not_refitted(task):
     file.write_text(json.dumps(marked))
     assert train_fold(task).threshold == 123.0
     assert first.threshold != 123.0
+
+
+def test_another_market_with_the_same_data_gets_signals_of_its_own(task, tmp_path):
+    first = train_fold(task)
+    second = train_fold(replace(task, signals=tmp_path / "other market"))
+    said = [
+        SignalStore(root=root).read(task.variant.id, model_versions=[task.key], kind="oos")
+        for root in (task.signals, tmp_path / "other market")
+    ]
+    pd.testing.assert_frame_equal(*said)
+    assert len(said[0]) == first.num_signals == second.num_signals
 
 
 def test_a_fold_killed_before_it_was_published_is_done_again_and_ends_the_same(task):
