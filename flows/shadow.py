@@ -19,7 +19,7 @@ from flows.steps import data
 from flows.steps.live import read_live
 from training.rating.audit import AuditLog
 from training.rating.promotion import StageError, assignments, models_of
-from training.rating.shadow import Shadow, line_up, shadow, timely
+from training.rating.shadow import Shadow, line_up, shadow
 from training.rating.tracks import build_tracks
 from training.tracking import connect, model_name
 
@@ -50,7 +50,7 @@ def beside_production(
     lineup = line_up(assignments(client, name), log.rows(name))
     live = read_live(settings, config, market, now=now)
     tracks = build_tracks(
-        timely(live.signals, live.panel),
+        live.signals,
         live.thresholds({*lineup.challengers, *lineup.production}),
         live.panel,
         costs=market.info.costs,

@@ -19,7 +19,7 @@ from flows.steps.run import Log, one_by_one
 from training.artifacts import ArtifactError
 from training.dataset import Panel
 from training.evaluation import KIND
-from training.rating.live import SnapshotStore, live_fits, live_panel, newest_prices, snapshot
+from training.rating.live import SnapshotStore, live_fits, live_panel, newest_prices, snapshot, timely
 from training.recipe import Recipe, read_recipe
 from training.signals import SignalStore
 from training.trainer import FoldResult
@@ -132,7 +132,7 @@ def go_over(settings: Settings, work: Callable[[LiveDesk], int], log: Log) -> in
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Live:
-    """A market's live forecasts, and the bars they are held against.
+    """A market's live forecasts, those made in hindsight left out, and the bars they are held against.
 
     ``fits`` are those behind the forecasts, by variant, the newest last; ``panel`` is as known at the moment asked for,
     over the bars of ``grid`` without the benchmark; ``traded_value_TN`` is what of an asset trades in a bar.
@@ -154,10 +154,11 @@ def read_live(settings: Settings, config: CycleConfig, market: Market, *, now: d
     info = market.info
     grid = data.market_grid(market, config.interval)
     traded = grid.only([entity for entity in grid.entities if entity != info.benchmark])
-    signals = SignalStore(root=settings.signals / info.name)
+    panel = live_panel(traded, newest_prices(market, traded.entities, at=now), horizon=config.horizon)
+    signals = timely(SignalStore(root=settings.signals / info.name), panel)
     return Live(
         grid=grid,
-        panel=live_panel(traded, newest_prices(market, traded.entities, at=now), horizon=config.horizon),
+        panel=panel,
         signals=signals,
         fits=live_fits(signals, settings.cycles / "fits", interval=config.interval, horizon=config.horizon),
         traded_value_TN=mean_traded_value(market.bars(config.interval), traded),

@@ -1,6 +1,7 @@
 """Live ratings: what every variant's live forecasts have earned up to the newest known prices, kept every five minutes.
 
-They are made by ``build_tracks`` and ``rate``, as the out-of-sample ones are, so the two can't disagree on a bar.
+They are made by ``build_tracks`` and ``rate``, as the out-of-sample ones are, so the two can't disagree on a bar. Only
+``timely`` forecasts count: those by models that were there before the bar could be traded.
 """
 
 from __future__ import annotations
@@ -178,6 +179,32 @@ def newest_prices(market: Market, entities: Sequence[str], *, at: datetime) -> F
     prices = pd.concat([part[(part["event_time"] <= at) & (part["ingest_time"] <= at)] for part in parts])
     prices = prices[prices["close"].notna()].sort_values(["event_time", "ingest_time"], kind="stable")
     return prices.groupby("entity_key")["close"].last().reindex(list(entities)).to_numpy(dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimelySignals(SignalStore):
+    """A signal store without the forecasts of bars that could be traded before their model was there.
+
+    A model is there from its first forecast on: a fit leaves that. Bars that an evaluation caught up later, by a model
+    that was there in time, are forecasts like any. ``executed`` maps a bar's end to the time of its first tradable
+    price, both in UTC; a bar that has none yet is still to be executed.
+    """
+
+    executed: pd.Series
+
+    def read(self, variant: str, *, model_versions: list[str], kind: str) -> pd.DataFrame:
+        frame = SignalStore.read(self, variant, model_versions=model_versions, kind=kind)
+        there = frame.groupby("model_version")["made_at"].transform("min")
+        executed = frame["event_time"].map(self.executed)
+        return frame[executed.isna() | (there < executed)].reset_index(drop=True)
+
+
+def timely(signals: SignalStore, panel: Panel) -> TimelySignals:
+    """The store's forecasts that no model made of what it may have learned from."""
+    ends, executed = (
+        pd.DatetimeIndex(times).tz_localize("UTC") for times in (panel.event_times_T, panel.labels.start_T)
+    )
+    return TimelySignals(root=signals.root, executed=pd.Series(executed, index=ends))
 
 
 def live_fits(signals: SignalStore, fits: Path, *, interval: str, horizon: int) -> dict[str, list[FoldResult]]:

@@ -37,7 +37,6 @@ from training.rating.audit import AuditRow
 from training.rating.challenger import Challenge, challenge
 from training.rating.promotion import Assignment
 from training.rating.tracks import Tracks
-from training.signals import SignalStore
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -174,32 +173,6 @@ def _stays(moves: Sequence[_Move]) -> Iterator[_Stay]:
 
 
 # ---- what ran --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TimelySignals(SignalStore):
-    """A signal store without the forecasts of bars that could be traded before their model was there.
-
-    A model is there from its first forecast on: a fit leaves that. Bars that an evaluation caught up later, by a model
-    that was there in time, are forecasts like any. ``executed`` maps a bar's end to the time of its first tradable
-    price, both in UTC; a bar that has none yet is still to be executed.
-    """
-
-    executed: pd.Series
-
-    def read(self, variant: str, *, model_versions: list[str], kind: str) -> pd.DataFrame:
-        frame = SignalStore.read(self, variant, model_versions=model_versions, kind=kind)
-        there = frame.groupby("model_version")["made_at"].transform("min")
-        executed = frame["event_time"].map(self.executed)
-        return frame[executed.isna() | (there < executed)].reset_index(drop=True)
-
-
-def timely(signals: SignalStore, panel: Panel) -> TimelySignals:
-    """The store's forecasts that no model made of what it may have learned from."""
-    ends, executed = (
-        pd.DatetimeIndex(times).tz_localize("UTC") for times in (panel.event_times_T, panel.labels.start_T)
-    )
-    return TimelySignals(root=signals.root, executed=pd.Series(executed, index=ends))
 
 
 def closed_bars(panel: Panel) -> BoolArray:

@@ -13,9 +13,9 @@ from feature_repo.market.costs import CostModel
 from training.dataset import Labels, Panel
 from training.rating.audit import AuditRow, Entry
 from training.rating.challenger import challenge
-from training.rating.live import live_panel
+from training.rating.live import live_panel, timely
 from training.rating.promotion import Assignment
-from training.rating.shadow import LEVEL, Lineup, closed_bars, line_up, shadow, timely
+from training.rating.shadow import LEVEL, Lineup, closed_bars, line_up, shadow
 from training.rating.tracks import Tracks, build_tracks
 from training.signals import SignalStore
 
