@@ -196,7 +196,7 @@ def _train(
         for variant in variants
         for s, run in enumerate(runs)
     }
-    with local_pool(workers) as pool:
+    with local_pool(workers, limits=fit.FIT_LIMITS) as pool:
         timed = iter(pool.map(_timed_fold, [task for each in tasks.values() for task in each], on_done=done))
     fits = {key: [next(timed) for _ in each] for key, each in tasks.items()}
     return {variant.id: [fits[variant.id, s] for s in range(len(runs))] for variant in variants}

@@ -19,8 +19,9 @@ class MarketError(ValueError):
 class MarketInfo:
     """The facts of a market, from ``market.yaml`` or inferred (then ``inferred`` names them).
 
-    ``benchmark`` names the entity whose bars are the benchmark and which is not traded; ``None`` means the
-    equal-weighted average of the market's own assets. ``lags`` date the ``ingest_time`` of tables without one.
+    ``benchmark`` names the entity whose bars are the benchmark and which is not traded. Returns are rated residual to
+    it, where there is one, and to the equal-weighted mean of the market's own assets. ``lags`` date the
+    ``ingest_time`` of tables without one.
     """
 
     name: str

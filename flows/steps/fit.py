@@ -23,7 +23,8 @@ from training.variants import Variant, catalogue, choose
 from training.worker import Limits
 
 Done = Callable[[FoldResult], None]
-_DEADLINES = 3.0  # a fit looks at its deadline itself; one that has not for three of them never will
+FIT_LIMITS = Limits(time_s=3.0 * Budget().deadline_s)
+"""A fit looks at its deadline itself; one that has not for three of them never will."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,8 +38,7 @@ class Trained:
 
 def fit_pool(settings: Settings) -> AbstractContextManager[Pool]:
     """The workers that fits run in."""
-    limits = Limits(time_s=_DEADLINES * Budget().deadline_s)
-    return open_pool(settings.engine, settings.workers, shared=settings.home, limits=limits)
+    return open_pool(settings.engine, settings.workers, shared=settings.home, limits=FIT_LIMITS)
 
 
 def listed_variants(config: CycleConfig) -> list[Variant]:
