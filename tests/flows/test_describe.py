@@ -38,7 +38,7 @@ def judgement(num_bars: int) -> Judgement:
         decay_VH=np.zeros((len(VARIANTS), len(DECAY_HORIZONS))),
         capital=0.0,
     )
-    ratings = rate(tracks, returns_VT.mean(axis=0), periods_per_year=YEAR)
+    ratings = rate(tracks, returns_VT.mean(axis=0, keepdims=True), periods_per_year=YEAR)
     judged = judge(VARIANTS, ratings.residual_VT[:, 63:], evidence(), seed=0, periods_per_year=YEAR)
     selection = select(ratings.table, ratings.correlation, judged.verdicts)
     return Judgement(tracks=tracks, ratings=ratings, failed={}, judged=judged, selection=selection)

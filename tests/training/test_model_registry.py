@@ -490,7 +490,7 @@ def test_an_own_model_is_rated_beside_a_variant_of_the_factory(databases, market
     thresholds = {**of_factory, **registry.thresholds()}
     assert list(thresholds) == [*of_factory, "desk-least-squares", "desk-upside-down"]
     tracks = build_tracks(store, thresholds, panel, costs=CostModel())
-    ratings = rate(tracks, np.zeros(len(tracks.event_times_T)), periods_per_year=252)
+    ratings = rate(tracks, np.zeros((1, len(tracks.event_times_T))), periods_per_year=252)
     table = ratings.table
     assert table["num_days"].tolist() == [60, 60, 60]
     best = table.loc[cards[0].name]
