@@ -54,7 +54,8 @@ class FoldTask:
     those of a test window are dated by their own sample times. ``code`` is the fingerprint of the source that decides
     results, ``git_sha`` the commit it is told by. ``stacked`` says that it is fitted in a stack
     (``training.stacking``), where sums run in another order. ``market`` is where its market's data came from, of which
-    what was known at ``as_of`` (ISO 8601; empty: ``made_at``) went into the panel: its fingerprint is in the key.
+    what was known at ``as_of`` (ISO 8601; empty: ``made_at``) went into the panel: its fingerprint is in the key. So is
+    ``market_name``: markets with the same data have fits of their own, since a fit leaves its signals with one.
     """
 
     variant: Variant
@@ -75,6 +76,7 @@ class FoldTask:
     keeps_model: bool = False
     stacked: bool = False
     market: str = ""
+    market_name: str = ""
     as_of: str = ""
 
     @property
@@ -93,6 +95,7 @@ class FoldTask:
             "budget": asdict(self.budget),
             "costs": asdict(self.costs),
             "code": self.code,
+            "market_name": self.market_name,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -179,10 +182,7 @@ def train_fold(task: FoldTask, *, fit: Fit = fit_alone) -> FoldResult:
 
 
 def finished_result(task: FoldTask) -> FoldResult | None:
-    """What a finished fit published; None too where its signals are not in the task's store.
-
-    Somebody removed them then, or the fit is another market's that has the same data.
-    """
+    """What a finished fit published; None too where somebody removed its signals."""
     file = task.folder / task.variant.id / task.key / "result.json"
     result = FoldResult(**json.loads(file.read_text())) if file.exists() else None
     if result and result.num_signals and not SignalStore(root=task.signals).has(result.variant, result.key, task.kind):

@@ -36,7 +36,7 @@ def _as_it_is(target: Any = None, **_settings: object) -> Any:
 def _torch_when_asked() -> ModuleType:
     """Stands in for Feast's module of that name, of which Feast uses this one function."""
     wrapper = ModuleType(_TORCH_WRAPPER)
-    wrapper.get_torch = lambda: importlib.import_module("torch")  # type: ignore[attr-defined]
+    vars(wrapper).update(get_torch=lambda: importlib.import_module("torch"))
     return wrapper
 
 

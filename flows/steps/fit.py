@@ -81,6 +81,7 @@ def fold_task(
         made_at=run.now.isoformat(),
         keeps_model=keeps_model,
         market=place(run.config.market),
+        market_name=run.market,
         as_of=run.config.as_of.isoformat() if run.config.as_of else "",
     )
 

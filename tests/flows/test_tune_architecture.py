@@ -9,7 +9,7 @@ import pytest
 from feature_repo.market.costs import CostModel
 from flows.cycle import CycleConfig
 from flows.steps.data import Panels
-from flows.steps.fit import num_trials, tune_architecture
+from flows.steps.fit import fold_task, num_trials, tune_architecture
 from flows.steps.run import Run
 from tests.training.panel_makers import make_panel
 from training.engine import Lost, local_pool
@@ -48,6 +48,16 @@ def panels(run):
 def variants_of(name, *, lookbacks=LOOKBACKS):
     found = [each for each in full_grid(["toy"]) if each.architecture == name and each.lookback in lookbacks]
     return found[::-1]  # the order in which they come doesn't matter
+
+
+def test_markets_with_the_same_data_have_fits_of_their_own(run, panels):
+    (variant,) = variants_of("lightgbm", lookbacks=[7])[:1]
+    own, other = (
+        fold_task(each, panels, variant, panels.live, kind="live", costs=CostModel(), tuned={})
+        for each in (run, replace(run, market="a copy"))
+    )
+    assert own.key != other.key
+    assert own.market_name == "m"
 
 
 class InThisProcess:

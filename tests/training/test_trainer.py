@@ -1,10 +1,10 @@
 """Training a fold: what it leaves behind, that it is not repeated, that failures are results."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from feature_repo.market.costs import CostModel
@@ -14,6 +14,7 @@ from training.models.fitted import FittedModel
 from training.models.registry import architecture
 from training.models.spec import Budget
 from training.panels import load_panel, save_panel
+from training.recipe import read_recipe
 from training.signals import SignalStore
 from training.splits.walk_forward import final_fold, walk_forward
 from training.trainer import FoldTask, model_folder, train_fold, validation_ic
@@ -78,15 +79,24 @@ def test_a_finished_fold_is_read_back_not_refitted(task):
     assert first.threshold != 123.0
 
 
-def test_another_market_with_the_same_data_gets_signals_of_its_own(task, tmp_path):
+def test_markets_with_the_same_data_keep_their_own_fits_and_signals(task, tmp_path):
+    first = replace(_live(task), market_name="one", market="here")
+    second = replace(first, market_name="two", market="there", signals=tmp_path / "two")
+    results = [train_fold(each) for each in (first, second)]
+    assert results[0].checksum == results[1].checksum
+    for each, result in zip((first, second), results, strict=True):
+        said = SignalStore(root=each.signals).read(task.variant.id, model_versions=[each.key], kind="live")
+        assert len(said) == result.num_signals > 0
+        assert read_recipe(model_folder(each)).task.market == each.market
+
+
+def test_a_finished_fold_whose_signals_were_removed_is_done_again(task):
     first = train_fold(task)
-    second = train_fold(replace(task, signals=tmp_path / "other market"))
-    said = [
-        SignalStore(root=root).read(task.variant.id, model_versions=[task.key], kind="oos")
-        for root in (task.signals, tmp_path / "other market")
-    ]
-    pd.testing.assert_frame_equal(*said)
-    assert len(said[0]) == first.num_signals == second.num_signals
+    shutil.rmtree(task.signals)
+    again = train_fold(task)
+    said = SignalStore(root=task.signals).read(task.variant.id, model_versions=[task.key], kind="oos")
+    assert len(said) == again.num_signals == first.num_signals
+    assert again.checksum == first.checksum
 
 
 def test_a_fold_killed_before_it_was_published_is_done_again_and_ends_the_same(task):
@@ -105,6 +115,7 @@ def test_the_key_tells_everything_that_decides_the_fit(task):
         "kind": "live",
         "budget": Budget(max_trees=21),
         "costs": CostModel(fee_bps=9.0),
+        "market_name": "other",
     }
     keys = {replace(task, **{name: value}).key for name, value in other.items()}
     assert len(keys | {task.key}) == len(other) + 1

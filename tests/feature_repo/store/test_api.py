@@ -22,7 +22,8 @@ from feature_repo.database import connect
 from feature_repo.store.api import Answer, FeatureTable, FeatureValue
 from feature_repo.store.tables import KEY, TableError, append_rows, read_rows
 from flows import postgres
-from tests.feature_repo.store.record_makers import migrated_database, new_view
+from tests.databases import migrated_database
+from tests.feature_repo.store.record_makers import new_view
 
 START = datetime(2024, 1, 31, 20, tzinfo=UTC)  # events an hour apart lie in two partitions
 HOUR = timedelta(hours=1)
@@ -44,7 +45,7 @@ class Clock:
 @pytest.fixture(scope="module")
 def connection(databases: postgres.Databases) -> Iterator[psycopg.Connection]:
     """To a database that the tests of this file share, each with views of its own."""
-    with migrated_database(databases) as dsn, connect(dsn, autocommit=True) as connection:
+    with migrated_database(databases, "feature_repo") as dsn, connect(dsn, autocommit=True) as connection:
         yield connection
 
 

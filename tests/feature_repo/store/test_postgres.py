@@ -26,7 +26,8 @@ from feature_repo.store import postgres as store
 from feature_repo.store.api import FeatureTable
 from feature_repo.store.join import NO_ROW, find_answers
 from flows import postgres
-from tests.feature_repo.store.record_makers import migrated_database, new_view
+from tests.databases import migrated_database
+from tests.feature_repo.store.record_makers import new_view
 
 START = datetime(2024, 1, 31, 20, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -53,7 +54,7 @@ def connection(migrated: str) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture(scope="module")
 def shared(databases: postgres.Databases) -> Iterator[str]:
-    with migrated_database(databases) as dsn:
+    with migrated_database(databases, "feature_repo") as dsn:
         yield dsn
 
 

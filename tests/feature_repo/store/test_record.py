@@ -36,7 +36,8 @@ from feature_repo.store.tables import (
     read_rows,
 )
 from flows import postgres
-from tests.feature_repo.store.record_makers import migrated_database, new_view
+from tests.databases import migrated_database
+from tests.feature_repo.store.record_makers import new_view
 
 START = datetime(2024, 1, 31, 20, tzinfo=UTC)  # events an hour apart lie in two partitions
 HOUR = timedelta(hours=1)
@@ -47,7 +48,7 @@ NaN = np.nan
 
 @pytest.fixture(scope="module")
 def dsn(databases: postgres.Databases) -> Iterator[str]:
-    with migrated_database(databases) as dsn:
+    with migrated_database(databases, "feature_repo") as dsn:
         yield dsn
 
 
@@ -476,7 +477,7 @@ def test_a_folder_outlives_its_database(
     api(connection, view).write_features("A", at(2), {"y": 5.0}, availability_lag=2 * HOUR, **OTHER)
     record(connection, view, tmp_path, history(later=1, B2=7.0))
     told = in_postgres(connection, view)
-    with migrated_database(databases) as dsn, connect(dsn, autocommit=True) as new:
+    with migrated_database(databases, "feature_repo") as dsn, connect(dsn, autocommit=True) as new:
         for hour in range(9):
             api(new, view).write_features("D", at(hour), {"x": 1.0}, **OTHER)
         assert record(new, view, tmp_path, history(later=2, B2=7.0)) == 0
@@ -493,7 +494,7 @@ def test_without_asking_whose_write_it_was_rows_are_lost(
 ) -> None:
     record(connection, view, tmp_path, history())
     monkeypatch.setattr(store, "has_write", lambda *_: True)
-    with migrated_database(databases) as dsn, connect(dsn, autocommit=True) as new:
+    with migrated_database(databases, "feature_repo") as dsn, connect(dsn, autocommit=True) as new:
         api(new, view).write_features("D", at(0), {"x": 1.0}, **OTHER)
         record(new, view, tmp_path, history(later=2))
         assert in_folder(tmp_path) != in_postgres(new, view)

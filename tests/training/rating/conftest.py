@@ -1,11 +1,9 @@
 """A real registry and a real audit log, for whatever changes stages."""
 
-import uuid
-
 import pytest
 
 from feature_repo.database import connect as connect_postgres
-from feature_repo.database import migrate
+from tests.databases import migrated_database
 from tests.training.rating.stage_desk import Desk
 from training.rating.audit import AuditLog
 from training.tracking import connect
@@ -21,13 +19,9 @@ def hasty_commits():
 
 @pytest.fixture(scope="module")
 def dsn(databases):
-    """One database for all tests of a module, since making one takes longer than a test."""
-    name = f"test_{uuid.uuid4().hex}"
-    with connect_postgres(databases.dsn("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-        migrate(databases.dsn(name), "training")
-        yield databases.dsn(name)
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    """One database for all tests of a module."""
+    with migrated_database(databases, "training") as dsn:
+        yield dsn
 
 
 @pytest.fixture(scope="module")
