@@ -58,6 +58,24 @@ def test_centred_ranks_equal_scipys(share):
             assert squares == pytest.approx((expected**2).sum())
 
 
+@pytest.mark.parametrize(
+    ("add_bar", "solve"),
+    [(kernels._add_bar, kernels._solve_betas), (kernels.add_bar_python, kernels.solve_betas_python)],
+    ids=["compiled", "plain"],
+)
+def test_betas_are_least_squares_of_the_bars_that_were_added_and_not_taken_off(add_bar, solve):
+    joint = np.random.default_rng(3).normal(0, 0.01, (3, 60))
+    joint[1, 20] = np.nan
+    total, product, beta = np.zeros(3), np.zeros((3, 3)), np.zeros(2)
+    count = sum(add_bar(joint, t, 1, total, product) for t in range(60))
+    count += sum(add_bar(joint, t, -1, total, product) for t in range(10))
+    solve(count, total, product, np.zeros((3, 3)), beta)
+    left = np.delete(joint, 20, axis=1)[:, 10:]
+    assert count == left.shape[1]
+    expected = np.linalg.lstsq(np.column_stack([np.ones(count), *left[:2]]), left[2], rcond=None)[0][1:]
+    np.testing.assert_allclose(beta, expected, rtol=1e-9)
+
+
 def test_moments_are_numpys(returns):
     for row, (count, mean, second, third, fourth) in zip(returns, kernels.moments(returns), strict=True):
         finite = row[np.isfinite(row)]
