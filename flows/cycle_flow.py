@@ -142,6 +142,7 @@ def _cycle(
     settings: Settings, databases: Databases, config: CycleConfig, bars: Progress, started: float
 ) -> CycleSummary:
     now = datetime.now(UTC)
+    fit.prepare(settings)
     with phase(bars, "Market data"):
         market: Market = load(config, now)
     run = name_run(settings, config, market, now)

@@ -64,6 +64,7 @@ class FactoryReport:
 def train_catalogue(settings: Settings, config: CycleConfig, bars: Progress) -> FactoryReport:
     """Train every variant of the catalogue that the market has data for, rate them and log them to MLflow."""
     started, now = time.monotonic(), datetime.now(UTC)
+    fit.prepare(settings)
     with Hold(settings) as hold, fit.fit_pool(settings) as pool:
         market = data.load(config, now)
         run = name_run(settings, config, market, now)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Final, NoReturn, Protocol, TypeVar
@@ -25,6 +26,10 @@ Result = TypeVar("Result")
 
 # One thread a worker, or the numeric libraries fight over the cores. They look when they are imported.
 _THREAD_COUNTS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+# Forked from a process that has the libraries imported; elsewhere than on Linux some of them don't survive a fork.
+_FORKS: Final = sys.platform == "linux"
+_CONTEXT: Final = multiprocessing.get_context("forkserver") if _FORKS else multiprocessing.get_context("spawn")
+_CONTEXT.set_forkserver_preload(["training.preload"])
 _LOOK_EVERY_S: Final = 0.2
 _START_WITHIN_S: Final = 300.0  # a process and the imports of its first task, on a machine that is busy
 _END_WITHIN_S: Final = 10.0
@@ -44,8 +49,8 @@ class AbortedError(EngineError):
 class Limits:
     """What one task may take; its worker is killed over it.
 
-    ``memory_gib`` is memory of the worker's own (the pages of mapped files, such as panels, do not count); ``None`` is
-    its fair share of the machine.
+    ``memory_gib`` is memory of the worker's own (neither the pages of mapped files, such as panels, nor what it was
+    forked with count); ``None`` is its fair share of the machine.
     """
 
     time_s: float = inf
@@ -86,6 +91,13 @@ def unpack(answer: bytes) -> Any:
     return value
 
 
+def prepare_workers() -> None:
+    """Begin to import what workers need beside whatever this process does next; else the first worker has it done."""
+    if _FORKS:
+        with _PROCESSES, _one_thread_each():
+            forkserver.ensure_running()
+
+
 class LocalWorker:
     """A worker process of this machine. It dies with the process that began it, however that one dies."""
 
@@ -93,22 +105,22 @@ class LocalWorker:
         self._time_s = limits.time_s
         self._memory_gib = share_gib if limits.memory_gib is None else limits.memory_gib
         self._aborted = False
+        self._forked_gib = 0.0
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
     def ask(self, question: bytes) -> bytes | Gone:
         process, pipe = self._begun()
         try:
-            seen = psutil.Process(process.pid)
             pipe.send_bytes(question)
-            answer = self._wait(seen, pipe)
-        except (EOFError, OSError, psutil.NoSuchProcess):
+            answer = self._wait(process, pipe)
+        except (EOFError, OSError):
             process.kill()  # or it died of something that left its other end open
             return Gone(f"its worker process died ({self._reap()})", again=True)
         if isinstance(answer, Gone):
             process.kill()
             self._reap()
-        elif _own_gib(seen) > self._memory_gib / 2:
+        elif self._own_gib(process) > self._memory_gib / 2:
             self.end()  # what earlier tasks left behind must not cost a later one its limit
         return answer
 
@@ -131,14 +143,15 @@ class LocalWorker:
                 raise AbortedError("the pool was aborted")
             if self._process is None or self._pipe is None:
                 self._pipe, theirs = multiprocessing.Pipe()
-                process = multiprocessing.get_context("spawn").Process(target=_serve, args=[theirs], daemon=True)
+                process = _CONTEXT.Process(target=_serve, args=[theirs], daemon=True)
                 with _one_thread_each():
-                    process.start()
+                    _start(process)
                 theirs.close()  # ours then ends with theirs
+                self._forked_gib = _private_gib(process) if _FORKS else 0.0
                 self._process = process
             return self._process, self._pipe
 
-    def _wait(self, process: psutil.Process, pipe: Connection) -> bytes | Gone:
+    def _wait(self, process: BaseProcess, pipe: Connection) -> bytes | Gone:
         ends_at = time.monotonic() + max(_START_WITHIN_S, self._time_s)
         while time.monotonic() < ends_at:
             if pipe.poll(_LOOK_EVERY_S):
@@ -146,9 +159,12 @@ class LocalWorker:
                 if message != _BEGUN:
                     return message
                 ends_at = time.monotonic() + self._time_s
-            elif _own_gib(process) > self._memory_gib:
+            elif self._own_gib(process) > self._memory_gib:
                 return Gone(f"took more than {self._memory_gib:.3g} GiB of memory", again=True)
         return Gone(f"no answer within {self._time_s:g} s", again=False)
+
+    def _own_gib(self, process: BaseProcess) -> float:
+        return _private_gib(process) - self._forked_gib
 
     def _reap(self) -> str:
         """Forget the process, which has ended or is about to; says how it ended."""
@@ -178,12 +194,22 @@ def _one_thread_each() -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
-def _own_gib(process: psutil.Process) -> float:
+def _private_gib(process: BaseProcess) -> float:
     try:
-        memory = process.memory_info()
+        memory = psutil.Process(process.pid).memory_info()
     except psutil.NoSuchProcess:
         return 0.0  # its pipe tells
     return float(memory.rss - getattr(memory, "shared", 0)) / _GIB  # only Linux tells pages of files apart
+
+
+def _start(process: BaseProcess) -> None:
+    try:
+        process.start()
+    except (EOFError, ConnectionError) as error:
+        raise EngineError(
+            "no worker could be begun: the process that they are forked from ended while it imported training.preload; "
+            "its own error is above, or the machine is out of memory"
+        ) from error
 
 
 # In the worker process.

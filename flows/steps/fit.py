@@ -20,7 +20,7 @@ from training.stacking import map_stacks, plan_stacks, train_folds, validation_i
 from training.trainer import FoldResult, FoldTask, Kind
 from training.tuning import BATCH, Tuned, tune
 from training.variants import Variant, catalogue, choose
-from training.worker import Limits
+from training.worker import Limits, prepare_workers
 
 Done = Callable[[FoldResult], None]
 FIT_LIMITS = Limits(time_s=3.0 * Budget().deadline_s)
@@ -34,6 +34,12 @@ class Trained:
     variant: Variant
     tasks: Sequence[FoldTask]
     results: Sequence[FoldResult]
+
+
+def prepare(settings: Settings) -> None:
+    """Have local workers begin their imports, which take seconds, beside what comes before the first fit."""
+    if settings.engine == "local":
+        prepare_workers()
 
 
 def fit_pool(settings: Settings) -> AbstractContextManager[Pool]:

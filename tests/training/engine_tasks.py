@@ -121,21 +121,31 @@ def mixed(job: tuple[str, object]) -> object:
 
 
 def thread_counts(_: object) -> dict[str, object]:
-    """What the numeric libraries would use; the first entry is what a new worker has loaded."""
-    loaded = "torch" in sys.modules
+    """What the numeric libraries would use."""
     import numba
     import torch
     from threadpoolctl import threadpool_info
 
     return {
-        "torch loaded": loaded,
         "torch": torch.get_num_threads(),
         "numba": numba.get_num_threads(),
         "pools": {pool["num_threads"] for pool in threadpool_info()},
     }
 
 
+def forked_with(_: object) -> dict[str, object]:
+    """What a new worker has from the process that it was forked from."""
+    torch = sys.modules.get("torch")
+    return {"torch": torch is not None, "cuda begun": torch and torch.cuda.is_initialized(), "forked by": os.getppid()}
+
+
 # Of who watches.
+
+
+def thread_names(pid: int) -> list[str]:
+    """A process's threads besides its first."""
+    tasks = Path(f"/proc/{pid}/task")
+    return [(task / "comm").read_text().strip() for task in tasks.iterdir() if int(task.name) != pid]
 
 
 def has_ended(pid: int) -> bool:

@@ -22,6 +22,22 @@ DIED = "its worker process died (SIGKILL), twice"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+BROKEN = """
+import sys
+from training import worker
+from training.engine import local_pool
+from tests.training.engine_tasks import square
+
+worker._CONTEXT.set_forkserver_preload(["broken"])
+try:
+    with local_pool(1) as pool:
+        pool.map(square, [2])
+except Exception as error:
+    print(type(error).__name__)
+    print(error, file=sys.stderr)
+"""
+
+
 @pytest.fixture(scope="module")
 def pool():
     with local_pool(2) as pool:
@@ -222,12 +238,39 @@ def test_workers_die_with_their_parent_even_when_they_never_look_up(tmp_path, ho
 # Threads and engines.
 
 
-def test_a_worker_computes_on_one_thread_loads_no_torch_and_leaves_the_parent_as_it_was():
+def test_a_worker_computes_on_one_thread_and_leaves_the_parent_as_it_was():
     before = dict(os.environ)
     with local_pool(1) as pool:
         [counts] = pool.map(tasks.thread_counts, [0])
         assert dict(os.environ) == before
-    assert counts == {"torch loaded": False, "torch": 1, "numba": 1, "pools": {1}}
+    assert counts == {"torch": 1, "numba": 1, "pools": {1}}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_workers_are_forked_from_a_process_that_has_torch_and_no_thread_a_fork_would_lose():
+    with local_pool(2) as pool:
+        states = pool.map(tasks.forked_with, [0, 0])
+    assert [state["torch"] for state in states] == [True, True]
+    assert [state["cuda begun"] for state in states] == [False, False]
+    (server,) = {state["forked by"] for state in states}
+    assert server != os.getpid()
+    # the allocator of Arrow has a thread of its own, and sees to it that a forked process gets one
+    assert set(tasks.thread_names(server)) <= {"jemalloc_bg_thd"}
+    with local_pool(1) as pool:
+        assert pool.map(tasks.forked_with, [0])[0]["forked by"] == server
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_imports_that_fail_before_the_first_worker_are_told_of(tmp_path):
+    (tmp_path / "broken.py").write_text("raise RuntimeError('half installed')")
+    (tmp_path / "parent.py").write_text(BROKEN)
+    env = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{tmp_path}"}
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "parent.py")], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert ended.stdout == "EngineError\n"
+    assert "half installed" in ended.stderr
+    assert "no worker could be begun: the process that they are forked from ended" in ended.stderr
 
 
 def test_an_engine_that_is_not_there_is_named(tmp_path, monkeypatch):
