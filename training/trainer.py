@@ -102,8 +102,7 @@ class FoldTask:
     @property
     def fit_seed(self) -> int:
         """A seed of its own for every (variant, fold)."""
-        content = f"{self.seed}/{self.variant.id}/{self.fold.index}"
-        return int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big")
+        return fit_seed(self.seed, self.variant, self.fold)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +130,12 @@ class FoldResult:
     def ok(self) -> bool:
         """Whether the fit succeeded."""
         return not self.reason
+
+
+def fit_seed(seed: int, variant: Variant, fold: Fold) -> int:
+    """A run's seed for one variant and fold."""
+    content = f"{seed}/{variant.id}/{fold.index}"
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big")
 
 
 Fit: TypeAlias = Callable[[FoldTask, Panel], tuple[FittedModel, float]]
@@ -206,14 +211,16 @@ def _try_fit(task: FoldTask, partial: Path, fit: Fit) -> FoldResult:
 def _fit(task: FoldTask, partial: Path, fit: Fit) -> FoldResult:
     panel, fold = load_panel(task.panel), task.fold
     model, fit_s = fit(task, panel)
-    threshold = _threshold(task, panel, model)
+    scores, rows = validation_scores(task, panel, model)
+    threshold = tune_threshold(scores, panel.hold_TN[rows], costs=task.costs)
     scored = fold.test if task.kind == "oos" else slice(fold.test.start, len(panel.sample_times_T))
     forecast = model.predict(window(panel, scored.start, scored.stop, lookback=task.variant.lookback))
     signals = _signals(task, panel, scored, forecast)
     SignalStore(root=task.signals).write(signals)
     span, state = _training_span(panel, fold), model.model.state()
     if task.kind == "live" or task.keeps_model:
-        _save_model(task, panel, model, span, threshold, partial / "model")
+        metrics = _metrics(panel, scores, rows, threshold)
+        _save_model(task, panel, model, span, metrics, partial / "model")
     return FoldResult(
         variant=task.variant.id,
         fold=fold.index,
@@ -237,10 +244,15 @@ def _training_span(panel: Panel, fold: Fold) -> tuple[datetime, datetime]:
 
 
 def _save_model(
-    task: FoldTask, panel: Panel, model: FittedModel, span: tuple[datetime, datetime], threshold: float, folder: Path
+    task: FoldTask,
+    panel: Panel,
+    model: FittedModel,
+    span: tuple[datetime, datetime],
+    metrics: Mapping[str, float],
+    folder: Path,
 ) -> None:
     model.save(folder)
-    write_recipe(folder, task, panel, metrics=fit_metrics(task, model, threshold))
+    write_recipe(folder, task, panel, metrics=metrics)
     write_manifest(
         folder,
         variant=task.variant.id,
@@ -263,14 +275,21 @@ def validation_scores(task: FoldTask, panel: Panel, model: FittedModel) -> tuple
     return scores[visible], part.start + visible
 
 
-def _threshold(task: FoldTask, panel: Panel, model: FittedModel) -> float:
-    scores, rows = validation_scores(task, panel, model)
-    return tune_threshold(scores, panel.hold_TN[rows], costs=task.costs)
-
-
 def fit_metrics(task: FoldTask, model: FittedModel, threshold: float) -> dict[str, float]:
     """What a fit measures on its validation window: the tuned threshold, and the mean rank IC."""
-    return {"threshold": threshold, "validation_ic": validation_ic(task, fit=lambda *_: (model, 0.0))}
+    panel = load_panel(task.panel)
+    return _metrics(panel, *validation_scores(task, panel, model), threshold)
+
+
+def _metrics(panel: Panel, scores: np.ndarray, rows: np.ndarray, threshold: float) -> dict[str, float]:
+    return {"threshold": threshold, "validation_ic": _mean_ic(panel, scores, rows)}
+
+
+def _mean_ic(panel: Panel, scores: np.ndarray, rows: np.ndarray) -> float:
+    from training.metrics.forecast import ic_by_time
+
+    ic_T = ic_by_time(scores, panel.labels.forward_TN[rows])
+    return float(np.nanmean(ic_T)) if np.isfinite(ic_T).any() else float("nan")
 
 
 def _signals(task: FoldTask, panel: Panel, scored: slice, forecast: Forecast) -> pd.DataFrame:
@@ -295,13 +314,9 @@ def _signals(task: FoldTask, panel: Panel, scored: slice, forecast: Forecast) ->
 
 def validation_ic(task: FoldTask, *, fit: Fit = fit_alone) -> float:
     """Mean rank IC on the fold's validation window: what tuning looks at. NaN where the fit failed."""
-    from training.metrics.forecast import ic_by_time
-
     panel = load_panel(task.panel)
     try:
         model, _ = fit(task, panel)
     except Exception:
         return float("nan")
-    scores, rows = validation_scores(task, panel, model)
-    ic_T = ic_by_time(scores, panel.labels.forward_TN[rows])
-    return float(np.nanmean(ic_T)) if np.isfinite(ic_T).any() else float("nan")
+    return _mean_ic(panel, *validation_scores(task, panel, model))
