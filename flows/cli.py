@@ -18,7 +18,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from flows import evaluate_command, ingest, stage_commands
-from flows.command import Json, command_settings, echo, table
+from flows.command import Json, command_settings, echo, run_alone, table
 from flows.console import make_console
 from flows.cycle import CycleConfig, LabelKind, Policy, Splitter
 
@@ -496,5 +496,10 @@ def _rows(trading: list[TradingRow]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(row) for row in trading]
 
 
+def start() -> None:
+    """The command as a process of its own."""
+    run_alone(app)
+
+
 if __name__ == "__main__":
-    app()
+    start()
