@@ -142,7 +142,7 @@ def build_tables(
     The tables are recorded in Postgres (``connection`` is in autocommit mode) and exported to ``run.features``, or
     are there alone, where they are nobody else's business (None). They are built in the ``pool``, or here without one.
     """
-    bars = pipeline_bars(market, run.config.interval)
+    bars = _pipeline_bars(market, run.config.interval, pool)
     tasks = [
         TableTask(pipeline=name, bars=bars, run_id=run.cycle_id, git_sha=run.git_sha, written_at=run.now)
         for name in (BAR, *pipelines)
@@ -170,6 +170,20 @@ def build_tables(
         rows = fundamental_rows(market.tables["fundamentals"], **by, written_at=run.now)
         _write_rows(run, fundamentals.VIEW, rows, connection, may_grow=True)
     return {name: absent[name] for name in (BAR, *pipelines) if name in absent}
+
+
+def _pipeline_bars(market: Market, interval: str, pool: Pool | None) -> pd.DataFrame:
+    """``pipeline_bars``; in a worker this process can import meanwhile."""
+    if pool is None:
+        return pipeline_bars(market, interval)
+    (bars,) = pool.map(_bars_of, [(market, interval)])
+    if isinstance(bars, Lost):
+        raise EngineError(f"the bars of {market.info.name} could not be put together: {bars.reason}")
+    return bars
+
+
+def _bars_of(question: tuple[Market, str]) -> pd.DataFrame:
+    return pipeline_bars(*question)
 
 
 def _write_rows(
