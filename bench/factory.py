@@ -8,8 +8,8 @@ the bare fits and again after them, and its figures are the means of both.
 
 What is done once, whatever is fitted (imports, features, panels), weighs the less the more is fitted: one fold by
 default, as in ``factory train``; a cycle's twelve with ``--folds 12``; all 486 variants with ``--every 1``. Beside it:
-what rating and MLflow took of it, and the most memory that all its processes held.
-(``bench.stacking`` has networks trained together, ``bench.tracking`` MLflow at full size.)
+the most memory that all its processes held and, of all 486, what share rating and MLflow took.
+(``bench.stacking`` has networks trained together, ``bench.tracking`` MLflow by itself.)
 
 The market is a simulated one, written as a market directory first, in which every pipeline has data.
 """
@@ -203,14 +203,11 @@ def compare(*, folds: int, every: int, quick: bool) -> Report:
     if failed := [name for name in ids if bare[name] is None or name not in trained]:
         raise SystemExit(f"failed, so the times mean nothing: {failed}")
     bare_s = sum(seconds for seconds in bare.values() if seconds)
-    return _report([before, after], bare_s, f"{len(ids)} variants, {_chosen(every, quick=quick)}, {folds} folds", quick)
+    what = f"{len(ids)} of {len(catalogue())} variants, {folds} folds of {TRAIN}/{VALIDATE}/{TEST} bars"
+    return _report([before, after], bare_s, what, is_whole=len(ids) == len(catalogue()), quick=quick)
 
 
-def _chosen(every: int, *, quick: bool) -> str:
-    return f"every {every}th of the catalogue{' and of those some' if quick else ''}" if every > 1 else "all there are"
-
-
-def _report(trained: Sequence[Trained], bare_s: float, what: str, quick: bool) -> Report:  # noqa: FBT001
+def _report(trained: Sequence[Trained], bare_s: float, what: str, *, is_whole: bool, quick: bool) -> Report:
     walls = [each.wall_s for each in trained]
     seconds = {name: mean(each.seconds[name] for each in trained) for name in trained[0].seconds}
     peak_gib = max(each.peak_gib for each in trained)
@@ -221,18 +218,18 @@ def _report(trained: Sequence[Trained], bare_s: float, what: str, quick: bool) -
         Row(name="bare fits and forecasts, CPU", seconds=bare_s),
     ]
     left_out = ", start-up left out" if quick else ""
-    last = trained[-1].report
+    last, rated_s = trained[-1].report, seconds["rating and MLflow"]
+    whole = [at_most("rating and MLflow, of the whole", rated_s / mean(walls), MAX_MLFLOW)] if is_whole else []
     return Report(
         bench="factory",
         rows=rows,
         bars=[
             at_most(f"wall x cores over the bare fits{left_out}", mean(overheads), MAX_OVERHEAD),
-            at_most("rating and MLflow, of the whole", seconds["rating and MLflow"] / mean(walls), MAX_MLFLOW),
+            *whole,
             at_most("peak memory of all processes, GiB", peak_gib, MAX_PEAK_GIB),
         ],
         facts=[
-            f"{what} of {TRAIN}/{VALIDATE}/{TEST} bars, 12 simulated assets; {CORES} workers, no feature cached, "
-            "nothing stacked",
+            f"{what}, 12 simulated assets; {CORES} workers, no feature cached, nothing stacked",
             f"the training before the bare fits {overheads[0]:.3f} times them, the one after {overheads[1]:.3f}",
             f"{last['num_at_cap']} of {last['num_networks']} networks ran to the last epoch",
         ],
