@@ -219,7 +219,7 @@ def _report(trained: Sequence[Trained], bare_s: float, what: str, *, is_whole: b
     ]
     left_out = ", start-up left out" if quick else ""
     last, rated_s = trained[-1].report, seconds["rating and MLflow"]
-    share = rated_s / (CORES * mean(walls))  # it keeps one core busy, so its wall time is its CPU, Postgres' included
+    share = rated_s / (CORES * mean(walls))  # one call after another, Postgres' too: never more CPU than wall time
     whole = [at_most("rating and MLflow, of wall x cores", share, MAX_MLFLOW)] if is_whole else []
     return Report(
         bench="factory",

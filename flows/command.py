@@ -22,7 +22,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 # `mlflow run` tells its child where to log; our runs are logged where our settings say
 _MLFLOW_RUN = ("EXPERIMENT_ID", "EXPERIMENT_NAME", "REGISTRY_URI", "RUN_ID", "TRACKING_URI")
-_LOOK_FOR_GARBAGE_AFTER: Final = 50_000  # new objects; Python's 700 cost two seconds of looking through imports
+_LOOK_FOR_GARBAGE_AFTER: Final = 50_000  # new objects; Python's 700 cost 0.7 s of looking through imports
 _COLOURS = {"up": "green", "down": "dim", "Production": "bold green", "Staging": "cyan"}
 
 

@@ -11,18 +11,21 @@ import gc
 from importlib import import_module
 from typing import Final
 
-# In this order: what builds feature tables comes first.
-_MODULES: Final = ("feature_repo.pipelines.catalog", "feature_repo.store.record", "training.stacking")
-_LIBRARIES: Final = ("sklearn.ensemble", "sklearn.linear_model", "sklearn.svm", "lightgbm", "xgboost", "scipy.optimize")
+_SLOW: Final = (
+    *("feature_repo.pipelines.catalog", "feature_repo.store.record", "training.stacking"),
+    *("sklearn.ensemble", "sklearn.linear_model", "sklearn.svm", "lightgbm", "xgboost", "scipy.optimize"),
+)
 
 
 def _load() -> None:
     gc.disable()  # what an import makes is there for good, and looking through it takes a third of the time
-    for name in (*_MODULES, *_LIBRARIES):
-        import_module(name)
-    _use()
-    gc.freeze()
-    gc.enable()
+    try:
+        for name in _SLOW:
+            import_module(name)
+        _use()
+    finally:  # an import that fails is left to whoever needs it, and workers must not do without the collector
+        gc.freeze()
+        gc.enable()
 
 
 def _use() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -136,7 +137,12 @@ def thread_counts(_: object) -> dict[str, object]:
 def forked_with(_: object) -> dict[str, object]:
     """What a new worker has from the process that it was forked from."""
     torch = sys.modules.get("torch")
-    return {"torch": torch is not None, "cuda begun": torch and torch.cuda.is_initialized(), "forked by": os.getppid()}
+    return {
+        "torch": torch is not None,
+        "cuda begun": torch and torch.cuda.is_initialized(),
+        "collects garbage": gc.isenabled(),
+        "forked by": os.getppid(),
+    }
 
 
 # Of who watches.

@@ -38,6 +38,18 @@ except Exception as error:
 """
 
 
+PREPARED = """
+from tests.training.engine_tasks import thread_counts
+from training.engine import local_pool
+from training.worker import prepare_workers
+
+if __name__ == "__main__":
+    prepare_workers()
+    with local_pool(1) as pool:
+        print(pool.map(thread_counts, [0]))
+"""
+
+
 @pytest.fixture(scope="module")
 def pool():
     with local_pool(2) as pool:
@@ -246,12 +258,24 @@ def test_a_worker_computes_on_one_thread_and_leaves_the_parent_as_it_was():
     assert counts == {"torch": 1, "numba": 1, "pools": {1}}
 
 
+def test_a_worker_that_was_prepared_for_computes_on_one_thread(tmp_path):
+    (tmp_path / "parent.py").write_text(PREPARED)
+    counts = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    env = {name: value for name, value in os.environ.items() if name not in counts}
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "parent.py")],
+        env={**env, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ended.stdout == "[{'torch': 1, 'numba': 1, 'pools': {1}}]\n", ended.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 def test_workers_are_forked_from_a_process_that_has_torch_and_no_thread_a_fork_would_lose():
     with local_pool(2) as pool:
         states = pool.map(tasks.forked_with, [0, 0])
     assert [state["torch"] for state in states] == [True, True]
     assert [state["cuda begun"] for state in states] == [False, False]
+    assert [state["collects garbage"] for state in states] == [True, True]
     (server,) = {state["forked by"] for state in states}
     assert server != os.getpid()
     # the allocator of Arrow has a thread of its own, and sees to it that a forked process gets one
